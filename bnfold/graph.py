@@ -1,0 +1,164 @@
+"""The neutral view of a network that plans are made on.
+
+A front-end lifts its model into a `Graph`: values, and nodes of three kinds. It only classifies; what may move where
+is decided by `bnfold.planner` with the table in `bnfold.rules`. Nothing here knows torch or onnx: each node carries a
+`handle` that means something to its own front-end alone.
+
+Constants are not values: they are inside the nodes (weights in a `LinearMap`, parameters in an `Affine`).
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bnfold.affine import Affine
+from bnfold.weights import LinearMap
+
+
+class Kind(StrEnum):
+    """What an affine was in the model."""
+
+    BATCH_NORM = "batch_norm"
+
+
+class StopCode(StrEnum):
+    """Why an affine stays where it is; stable, for programs."""
+
+    TRAINING_MODE = "training_mode"
+    SPATIAL = "spatial"
+    OPSET = "opset"
+    PARAMETERS_NOT_CONSTANT = "parameters_not_constant"
+    PARAMETERS_NOT_FINITE = "parameters_not_finite"
+    OVERRIDABLE = "overridable"
+    UNKNOWN_RANK = "unknown_rank"
+    SKIPPED = "skipped"
+    MODEL_INPUT = "model_input"
+    MODEL_OUTPUT = "model_output"
+    CAPTURED = "captured"
+    OTHER_CONSUMERS = "other_consumers"
+    UNUSED = "unused"
+    NO_RULE = "no_rule"
+    NONLINEAR = "nonlinear"
+    WEIGHT_NOT_CONSTANT = "weight_not_constant"
+    QUANTIZED_WEIGHT = "quantized_weight"
+    WEIGHT_DTYPE = "weight_dtype"
+    CHANNEL_AXIS = "channel_axis"
+    PADDED_SHIFT = "padded_shift"
+    OVERFLOW = "overflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A reason that something cannot be done.
+
+    Attributes:
+        code: The kind of reason.
+        reason: A clause that names the nodes and values involved.
+    """
+
+    code: StopCode
+    reason: str
+
+
+class Op(StrEnum):
+    """The operators that `bnfold.rules` has a row for; everything else is `OPAQUE`."""
+
+    IDENTITY = "identity"
+    OPAQUE = "opaque"
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor that flows between nodes.
+
+    Attributes:
+        name: Its name in the model.
+        shape: None if the rank is unknown; each dimension a size, a symbol, or None.
+        dtype: numpy's name of the element type, or "" if unknown.
+        producer: The node that computes it, or None for an input.
+        source: For a value without a producer: a clause saying what it is.
+        uses: The nodes that read its elements, one entry for each use: `x + x` uses x twice. Reading the shape alone
+            is no use.
+        observer: Set if its elements are seen from outside the graph, and by what.
+    """
+
+    name: str
+    shape: tuple[int | str | None, ...] | None = None
+    dtype: str = ""
+    producer: "Node | None" = None
+    source: Stop = Stop(StopCode.MODEL_INPUT, "it is an input of the model")
+    uses: list["Node"] = field(default_factory=list)
+    observer: Stop | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Node:
+    """What all kinds of nodes have.
+
+    Attributes:
+        name: Unique in the graph; what reports show.
+        op_type: The operator's name in the model.
+        inputs: The values read, without constants.
+        outputs: The values computed.
+        handle: What the front-end needs to find the node again.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    handle: object = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class MapNode(Node):
+    """A linear map of its one input; it can absorb affines."""
+
+    linear: LinearMap
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class AffineNode(Node):
+    """A frozen linear transform of its one input, or a BN layer that is none.
+
+    Attributes:
+        kind: What it was in the model.
+        affine: The transform, or None with the reason in `stop`.
+        stop: Why the node must stay as it is, or None.
+    """
+
+    kind: Kind
+    affine: Affine | None = None
+    stop: Stop | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OpNode(Node):
+    """Any other operator.
+
+    Attributes:
+        op: Which row of the table it has.
+        stop: A more specific reason why nothing passes, or None.
+    """
+
+    op: Op = Op.OPAQUE
+    stop: Stop | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Graph:
+    """The nodes of a model in topological order, those of nested graphs and functions among them."""
+
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, node: Node) -> None:
+        """Appends a node and links its values to it."""
+        self.nodes.append(node)
+        for value in node.inputs:
+            value.uses.append(node)
+        for value in node.outputs:
+            value.producer = node
+
+    @property
+    def affines(self) -> list[AffineNode]:
+        """The affine nodes, in topological order."""
+        return [node for node in self.nodes if isinstance(node, AffineNode)]
