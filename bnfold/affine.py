@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from bnfold.rounding import STORAGE_DTYPES, Float64Array, round_once
+from bnfold.rounding import STORAGE_DTYPES, Array, Float64Array, round_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,10 +36,10 @@ class Affine:
     @classmethod
     def from_batch_norm(
         cls,
-        gamma: np.ndarray,
-        beta: np.ndarray,
-        mean: np.ndarray,
-        variance: np.ndarray,
+        gamma: Array,
+        beta: Array,
+        mean: Array,
+        variance: Array,
         epsilon: float,
         *,
         rank: int,
@@ -101,9 +101,7 @@ class Affine:
         return Affine(vectors[0], vectors[1])
 
 
-def batch_norm_defect(
-    gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, variance: np.ndarray, epsilon: float
-) -> str | None:
+def batch_norm_defect(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> str | None:
     """Says why the parameters of a BN layer define no finite affine, or None if they do.
 
     Args:

@@ -111,9 +111,7 @@ class _Search:
 
     def result(self) -> Plan:
         """The plan for what has been decided."""
-        left_with: dict[AffineNode, list[str]] = {
-            node: [] for node in self._nodes if node not in self._steps
-        }
+        left_with: dict[AffineNode, list[str]] = {node: [] for node in self._nodes if node not in self._steps}
         folds = []
         for node in self._nodes:
             ends = self._ends(node)
@@ -192,7 +190,9 @@ class _Search:
         if root.producer is None:
             return root.source
         if observer is not None:
-            return Stop(observer.code, f"'{root.name}', the output of '{root.producer.name}', {observer.reason}")
+            return Stop(
+                observer.code, f"'{root.name}', the output of '{root.producer.name}', {observer.reason}"
+            )
         others = [user.name for user in uses if user is not reader]
         if others or len(uses) > 1:
             return Stop(
@@ -214,7 +214,10 @@ class _Search:
                         return move
                     total += move
                 return total
-        return Stop(StopCode.NO_RULE, f"its input comes from {root.producer.op_type} '{root.producer.name}', which stays")
+        return Stop(
+            StopCode.NO_RULE,
+            f"its input comes from {root.producer.op_type} '{root.producer.name}', which stays",
+        )
 
     def _forward(self, node: AffineNode, *, compose: bool) -> "_Move | Stop":
         return self._into_readers(node.outputs[0], self._affines[node], compose=compose)
@@ -263,7 +266,8 @@ class _Search:
         )
         vectors = affine.along(axis, size)
         if vectors is None:
-            reason = f"it does not act on the {side} channels of {node.op_type} '{node.name}' (axis {axis}, size {size})"
+            channels = f"{side} channels of {node.op_type} '{node.name}' (axis {axis}, size {size})"
+            reason = f"it does not act on the {channels}"
             return Stop(StopCode.CHANNEL_AXIS, reason)
         folding = folding.absorb_output(vectors) if backward else folding.absorb_input(vectors)
         if folding.shift_is_lost():

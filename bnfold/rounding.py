@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+DType = np.dtype[np.generic]
+Array = NDArray[np.generic]
 Float64Array = NDArray[np.float64]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -18,7 +20,7 @@ STORAGE_DTYPES = frozenset({np.dtype(np.float16), BFLOAT16, np.dtype(np.float32)
 """The floating-point dtypes that a folded weight may be stored in."""
 
 
-def round_once(exact: Float64Array, dtype: np.dtype) -> NDArray:
+def round_once(exact: Float64Array, dtype: DType) -> Array:
     """Rounds float64 values to `dtype`, to nearest and ties to even.
 
     Args:
@@ -34,9 +36,9 @@ def round_once(exact: Float64Array, dtype: np.dtype) -> NDArray:
         return exact.astype(dtype)
 
 
-def largest_finite(dtype: np.dtype) -> float:
+def largest_finite(dtype: DType) -> float:
     """The largest finite value of a storage dtype."""
-    return float(ml_dtypes.finfo(dtype).max)
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def _round_to_odd_float32(exact: Float64Array) -> NDArray[np.float32]:
@@ -47,4 +49,5 @@ def _round_to_odd_float32(exact: Float64Array) -> NDArray[np.float32]:
     bits = nearest.reshape(-1).view(np.uint32).reshape(nearest.shape)
     truncated = bits - away_from_zero.astype(np.uint32)
     odd = (truncated | inexact.astype(np.uint32)).astype(np.uint32)
-    return odd.reshape(-1).view(np.float32).reshape(nearest.shape)
+    rounded: NDArray[np.float32] = odd.reshape(-1).view(np.float32).reshape(nearest.shape)
+    return rounded

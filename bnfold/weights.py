@@ -20,10 +20,9 @@ from math import prod
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bnfold.affine import Affine
-from bnfold.rounding import Float64Array, largest_finite, round_once
+from bnfold.rounding import Array, DType, Float64Array, largest_finite, round_once
 
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
@@ -37,10 +36,10 @@ class Tensor(Protocol):
         """The shape, known without reading."""
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> DType:
         """The storage dtype, known without reading."""
 
-    def read(self) -> NDArray:
+    def read(self) -> Array:
         """The values."""
 
 
@@ -48,7 +47,7 @@ class Tensor(Protocol):
 class ArrayTensor:
     """A constant that is in memory already."""
 
-    array: NDArray
+    array: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,11 +55,11 @@ class ArrayTensor:
         return self.array.shape
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> DType:
         """The dtype of the array."""
         return self.array.dtype
 
-    def read(self) -> NDArray:
+    def read(self) -> Array:
         """The array itself."""
         return self.array
 
@@ -131,7 +130,7 @@ class Folding:
         """Whether an input shift would reach only part of the outputs."""
         return bool(self.linear.partial_kernel) and self.inner is not None and bool(self.inner.shift.any())
 
-    def weight(self) -> NDArray:
+    def weight(self) -> Array:
         """The new weight, in the shape and dtype of the old one; each value rounded once."""
         linear = self.linear
         old = _as_rows(linear)
@@ -147,7 +146,7 @@ class Folding:
                 new[block] = round_once(exact, old.dtype)
         return new.reshape(linear.weight.shape)
 
-    def bias(self) -> NDArray | None:
+    def bias(self) -> Array | None:
         """The new bias, rounded once, or None where the map had none and needs none.
 
         Its shape is (out,), followed by a 1 for each axis behind the channels of a matrix product from the left; for
@@ -216,13 +215,13 @@ class Folding:
         return bool((largest < 0.999 * largest_finite(old.dtype)).all())
 
 
-def _as_rows(linear: LinearMap) -> NDArray:
+def _as_rows(linear: LinearMap) -> Array:
     """The weight as (rows, columns, taps), where rows and columns are its two channel dimensions."""
     rows, columns = linear.weight.shape[:2]
     return linear.weight.read().reshape(rows, columns, prod(linear.weight.shape[2:]))
 
 
-def _row_blocks(rows: NDArray) -> Iterator[slice]:
+def _row_blocks(rows: Array) -> Iterator[slice]:
     step = max(1, _BLOCK_ELEMENTS // max(1, prod(rows.shape[1:])))
     return (slice(start, start + step) for start in range(0, rows.shape[0], step))
 
@@ -243,7 +242,7 @@ def _kernel_sums(linear: LinearMap, shift: Float64Array) -> Float64Array:
     return sums.reshape(-1)
 
 
-def _first_not_finite(by_channel: NDArray, name: str, original: Tensor | None) -> str | None:
+def _first_not_finite(by_channel: Array, name: str, original: Tensor | None) -> str | None:
     """Names the first row of `by_channel` that holds a value which is not finite."""
     wrong = ~np.isfinite(by_channel).all(axis=1)
     if not wrong.any():
