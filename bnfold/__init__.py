@@ -1,0 +1,66 @@
+"""Fold inference-mode BatchNorm into the neighbouring weights of a trained network, and prove that outputs match."""
+
+from typing import TYPE_CHECKING
+
+from bnfold.errors import (
+    BnfoldError,
+    DeviceError,
+    ModelLoadError,
+    OutputError,
+    UnsafeModelError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
+from bnfold.version import __version__
+
+if TYPE_CHECKING:
+    from bnfold.api import FoldResult, fold, inspect
+    from bnfold.plan import Fold, Left, Plan
+    from bnfold.report import Report, Verdict
+    from bnfold.verify import InputSpec, verify
+
+__all__ = [
+    "BnfoldError",
+    "DeviceError",
+    "Fold",
+    "FoldResult",
+    "InputSpec",
+    "Left",
+    "ModelLoadError",
+    "OutputError",
+    "Plan",
+    "Report",
+    "UnsafeModelError",
+    "UnsupportedModelError",
+    "UsageError",
+    "Verdict",
+    "VerificationError",
+    "__version__",
+    "fold",
+    "inspect",
+    "verify",
+]
+
+_HOMES = {
+    "Fold": "bnfold.plan",
+    "FoldResult": "bnfold.api",
+    "InputSpec": "bnfold.verify",
+    "Left": "bnfold.plan",
+    "Plan": "bnfold.plan",
+    "Report": "bnfold.report",
+    "Verdict": "bnfold.report",
+    "fold": "bnfold.api",
+    "inspect": "bnfold.api",
+    "verify": "bnfold.verify",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is asked for when it is asked for, so that `bnfold --help` need not wait for onnx."""
+    from importlib import import_module  # noqa: PLC0415
+
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,173 @@
+"""Carries a plan out on an ONNX model: new weights, rewired values, nodes that go away.
+
+A value keeps its name only if it still equals the original's value of that name. Where a conv takes its BN, it takes
+over the name of the BN's output; every other value that now differs gets a new name.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bnfold.graph import MapNode, Node
+from bnfold.onnx.cleanup import forget, remove_unused
+from bnfold.onnx.leftover import Leftover, leftover_nodes
+from bnfold.onnx.lift import Handle, Scope
+from bnfold.onnx.load import OnnxModel
+from bnfold.onnx.names import FreshNames, label
+from bnfold.onnx.renaming import Renaming
+from bnfold.plan import Plan
+from bnfold.weights import Folding
+
+
+def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
+    """Carries a plan out, in place.
+
+    Args:
+        model: The model whose lifted graph the plan was made on.
+        plan: The plan.
+        leftover: What becomes of the affines that stay.
+
+    Returns:
+        Whether that changed anything.
+    """
+    editor = _Editor(model)
+    for node, folding in plan.foldings.items():
+        editor.set_weights(node, folding)
+    for step in plan.steps:
+        editor.remove(_handle(step.source))
+    for stays, affine in plan.leftovers.items():
+        handle = _handle(stays)
+        written = leftover_nodes(leftover, stays, affine, handle.node, editor.names)
+        if written is not None:
+            nodes, tensors = written
+            editor.remove(handle)
+            editor.insert(handle.scope, handle.index, nodes)
+            editor.add_constants(handle.scope, tensors)
+    editor.rename(Renaming(plan))
+    return editor.finish()
+
+
+class _Editor:
+    """Collects edits by position, and makes them all at the end, so that positions stay true meanwhile."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.names = FreshNames(model.proto)
+        self._model = model
+        self._removed: dict[Scope, set[int]] = defaultdict(set)
+        self._inserted: dict[Scope, dict[int, list[onnx.NodeProto]]] = defaultdict(lambda: defaultdict(list))
+        self._renamed: dict[Scope, dict[str, str]] = defaultdict(dict)
+        self._released: dict[Scope, set[str]] = defaultdict(set)
+
+    def remove(self, handle: Handle) -> None:
+        """Marks a BatchNormalization node as gone."""
+        self._removed[handle.scope].add(handle.index)
+        self._released[handle.scope].update(handle.node.input[1:])
+
+    def insert(self, scope: Scope, index: int, nodes: list[onnx.NodeProto]) -> None:
+        """Puts nodes behind a position; -1 is the beginning."""
+        self._inserted[scope][index] += nodes
+
+    def add_constants(self, scope: Scope, tensors: list[onnx.TensorProto]) -> None:
+        """Adds constants that the nodes of a scope can read."""
+        if isinstance(scope.graph, onnx.FunctionProto):
+            self.insert(scope, -1, [helper.make_node("Constant", [], [t.name], value=t) for t in tensors])
+            return
+        listed = self._model.proto.ir_version < 4
+        graph = scope.root if listed and isinstance(scope.root, onnx.GraphProto) else scope.graph
+        graph.initializer.extend(tensors)
+        if listed:
+            graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors)
+
+    def set_weights(self, node: MapNode, folding: Folding) -> None:
+        """Gives a linear map its new weight and bias."""
+        handle = _handle(node)
+        scope, proto = handle.scope, handle.node
+        weight_at = 1 if scope.constants.is_constant(proto.input[1]) else 0
+        name = self.names.fresh(f"{proto.input[weight_at]}_folded")
+        data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
+        weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
+        self.add_constants(scope, [weight])
+        self._replace_input(scope, proto, weight_at, name)
+        bias = folding.bias()
+        if bias is not None:
+            self._set_bias(node, bias)
+
+    def _set_bias(self, node: MapNode, bias: np.ndarray) -> None:
+        handle = _handle(node)
+        scope, proto, add = handle.scope, handle.node, handle.bias_node
+        position = 2
+        if proto.op_type == "MatMul" and add is None:
+            add = self._new_add(scope, handle.index, node)
+        if add is not None:
+            proto, position = add, 1
+            if add.input[1] and not scope.constants.is_constant(add.input[1]):
+                position = 0
+        old = proto.input[position] if len(proto.input) > position else ""
+        name = self.names.fresh(f"{old}_folded" if old else f"{label(handle.node)}_bias")
+        self.add_constants(scope, [numpy_helper.from_array(bias, name)])
+        if len(proto.input) == position:
+            proto.input.append("")
+        self._replace_input(scope, proto, position, name)
+        for given in proto.attribute:
+            if proto.op_type == "Gemm" and given.name == "beta":
+                given.f = 1.0
+
+    def _new_add(self, scope: Scope, index: int, node: MapNode) -> onnx.NodeProto:
+        """An Add behind a MatMul that had none, reading its output and writing what it wrote before."""
+        proto = _handle(node).node
+        result = proto.output[0]
+        proto.output[0] = self.names.fresh(f"{result}_product")
+        name = self.names.fresh(f"{label(proto)}_bias_add")
+        add = helper.make_node("Add", [proto.output[0], ""], [result], name=name)
+        self.insert(scope, index, [add])
+        return add
+
+    def _replace_input(self, scope: Scope, proto: onnx.NodeProto, position: int, name: str) -> None:
+        self._released[scope].add(proto.input[position])
+        proto.input[position] = name
+
+    def rename(self, renaming: Renaming) -> None:
+        """Marks values as renamed."""
+        for scope, value, name in renaming.final(self.names):
+            self._renamed[scope][value.name] = name
+
+    def finish(self) -> bool:
+        """Makes the edits; says whether there were any."""
+        for scope in {*self._removed, *self._inserted, *self._renamed}:
+            self._rebuild(scope)
+        roots = {id(scope.root): scope.root for scope in self._released}
+        for key, root in roots.items():
+            released = set().union(*(names for scope, names in self._released.items() if id(scope.root) == key))
+            remove_unused(self._model.proto, root, released)
+        return bool(self._removed)
+
+    def _rebuild(self, scope: Scope) -> None:
+        inserted, removed, renamed = self._inserted[scope], self._removed[scope], self._renamed[scope]
+        nodes = [*inserted.get(-1, [])]
+        for index, node in enumerate(scope.graph.node):
+            if index not in removed:
+                nodes.append(node)
+            nodes += inserted.get(index, [])
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        for node in copies:
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    if name in renamed:
+                        names[position] = renamed[name]
+        del scope.graph.node[:]
+        scope.graph.node.extend(copies)
+        types = {item.name: item for item in scope.graph.value_info}
+        for old, new in renamed.items():
+            if old in types and new not in types:
+                scope.graph.value_info.add().CopyFrom(types[old])
+                scope.graph.value_info[-1].name = new
+        forget(scope.graph, set(renamed), keep_inputs=True)
+
+
+def _handle(node: Node) -> Handle:
+    if not isinstance(node.handle, Handle):
+        message = f"'{node.name}' was not lifted from an ONNX model"
+        raise TypeError(message)
+    return node.handle

@@ -1,0 +1,84 @@
+"""The road for ONNX: lift, plan, apply."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bnfold import planner
+from bnfold.errors import ModelLoadError
+from bnfold.graph import Graph
+from bnfold.onnx.apply import apply
+from bnfold.onnx.functions import inline_weight_arguments
+from bnfold.onnx.leftover import Leftover
+from bnfold.onnx.lift import lift
+from bnfold.onnx.load import OnnxModel, check
+from bnfold.onnx.names import count_ops
+from bnfold.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldedOnnx:
+    """A fold of an ONNX model.
+
+    Attributes:
+        model: The folded model; the very one that was given if nothing changed.
+        plan: What was done.
+        changed: Whether anything was.
+        ops_before: How many nodes of each operator the original has.
+        ops_after: How many the folded model has.
+    """
+
+    model: OnnxModel
+    plan: Plan
+    changed: bool
+    ops_before: Mapping[str, int]
+    ops_after: Mapping[str, int]
+
+
+def inspect_onnx(model: OnnxModel) -> Plan:
+    """Says what a fold would do to a model.
+
+    Args:
+        model: The model; it is not changed.
+
+    Raises:
+        ModelLoadError: It is not valid.
+    """
+    check(model)
+    return planner.plan(_lifted(inline_weight_arguments(model)))
+
+
+def fold_onnx(
+    model: OnnxModel,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    leftover: Leftover = Leftover.CONV,
+) -> FoldedOnnx:
+    """Folds a copy of a model.
+
+    Args:
+        model: The model; it is not changed.
+        skip: Glob patterns of the names of BNs that stay as they are.
+        only: Glob patterns; if given, every BN that matches none of them stays as it is.
+        leftover: What becomes of the affines that stay for another reason.
+
+    Raises:
+        ModelLoadError: The model is not valid.
+        UsageError: A pattern matches no BN.
+    """
+    check(model)
+    working = inline_weight_arguments(model)
+    working = model.copy() if working is model else working
+    ops = count_ops(model.proto)
+    plan = planner.plan(_lifted(working), skip=skip, only=only, compose=leftover is not Leftover.KEEP)
+    if not apply(working, plan, leftover):
+        return FoldedOnnx(model, plan, False, ops, ops)
+    return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))
+
+
+def _lifted(model: OnnxModel) -> Graph:
+    try:
+        return lift(model)
+    except ModelLoadError as error:
+        message = f"{model.path or 'the model'} is not a valid ONNX model: {error}"
+        raise ModelLoadError(message, hint=error.hint) from error

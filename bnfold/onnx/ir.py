@@ -1,0 +1,65 @@
+"""bnfold for pipelines built on onnx_ir: the fold as a pass, and models converted both ways."""
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.errors import ModelLoadError
+from bnfold.onnx.fold import fold_onnx
+from bnfold.onnx.leftover import Leftover
+from bnfold.onnx.load import from_proto
+
+
+class FoldBatchNormPass(ir.passes.InPlacePass):
+    """Folds the BatchNorms of an onnx_ir model, in place.
+
+    The graph and the functions of the model are replaced; the model object stays the same.
+
+    Args:
+        skip: Glob patterns of the names of BNs that stay as they are.
+        only: Glob patterns; if given, every BN that matches none of them stays as it is.
+        leftover: What becomes of BNs that cannot be folded: "conv", "mul-add" or "keep".
+    """
+
+    def __init__(self, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv") -> None:
+        self._skip = tuple(skip)
+        self._only = tuple(only)
+        self._leftover = Leftover(leftover)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Folds the model.
+
+        Args:
+            model: The model; its graph is replaced.
+
+        Returns:
+            The same model, and whether anything changed.
+        """
+        folded = fold_onnx(from_proto(model_to_proto(model)), skip=self._skip, only=self._only, leftover=self._leftover)
+        if folded.changed:
+            result = ir.from_proto(folded.model.materialize())
+            model.graph = result.graph
+            model.functions.clear()
+            model.functions.update(result.functions)
+        return ir.passes.PassResult(model, modified=folded.changed)
+
+
+def model_to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Serialises a model with the values of all its tensors, those in external files too.
+
+    Args:
+        model: The model; it is not changed.
+
+    Raises:
+        ModelLoadError: An initializer has no value.
+    """
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            value = model.graph.initializers[tensor.name].const_value
+            if value is None:
+                message = f"the initializer '{tensor.name}' of the onnx_ir model has no value"
+                raise ModelLoadError(message)
+            tensor.raw_data = value.tobytes()
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+    return proto

@@ -1,0 +1,89 @@
+"""The affines that stay, written as the frozen linear transform instead of BatchNormalization.
+
+Two forms: a 1x1 depthwise Conv with bias, or Mul and Add. The Conv is one pass over memory and fuses with a following
+Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for. Everything
+else becomes Mul and Add. An Add of zeros is not written.
+"""
+
+from enum import StrEnum
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bnfold.affine import Affine
+from bnfold.graph import AffineNode
+from bnfold.onnx.names import FreshNames, label
+from bnfold.rounding import round_once
+
+_CONV_DTYPES = ("float32", "float16")
+
+
+class Leftover(StrEnum):
+    """What becomes of the affines that stay."""
+
+    CONV = "conv"
+    MUL_ADD = "mul-add"
+    KEEP = "keep"
+
+
+def leftover_nodes(
+    form: Leftover, node: AffineNode, affine: Affine, original: onnx.NodeProto, names: FreshNames
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]] | None:
+    """Writes an affine as nodes of its own.
+
+    Args:
+        form: The form asked for.
+        node: The node that stays.
+        affine: Its affine, with what was composed into it.
+        original: Its BatchNormalization node.
+        names: Where new names come from.
+
+    Returns:
+        The nodes, from the input of `original` to its output, and their constants; None if it has to stay as it is.
+    """
+    dtype_name = node.inputs[0].dtype
+    if form is Leftover.KEEP or not affine.fits(dtype_name):
+        return None
+    scale, shift = (round_once(array, np.dtype(dtype_name)) for array in (affine.scale, affine.shift))
+    base = names.fresh(f"{label(original)}_affine")
+    if form is Leftover.CONV and 3 <= affine.rank <= 5 and dtype_name in _CONV_DTYPES:
+        return _depthwise_conv(base, scale, shift, original, names)
+    return _mul_add(base, scale, shift, original, names)
+
+
+Written = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
+
+
+def _depthwise_conv(
+    base: str, scale: np.ndarray, shift: np.ndarray, original: onnx.NodeProto, names: FreshNames
+) -> Written:
+    channels, spatial = scale.shape[1], scale.ndim - 2
+    kernel = (1,) * spatial
+    tensors = [_tensor(names.fresh(f"{base}_weight"), scale.reshape(channels, 1, *kernel))]
+    if shift.any():
+        tensors.append(_tensor(names.fresh(f"{base}_bias"), shift.reshape(channels)))
+    inputs = [original.input[0], *(tensor.name for tensor in tensors)]
+    conv = helper.make_node("Conv", inputs, [original.output[0]], name=base, group=channels, kernel_shape=kernel)
+    return [conv], tensors
+
+
+def _mul_add(base: str, scale: np.ndarray, shift: np.ndarray, original: onnx.NodeProto, names: FreshNames) -> Written:
+    parts = [("Mul", scale)]
+    if shift.any():
+        parts.append(("Add", shift))
+    nodes, tensors = [], []
+    source = original.input[0]
+    for op_type, array in parts:
+        last = op_type == parts[-1][0]
+        target = original.output[0] if last else names.fresh(f"{base}_scaled")
+        tensor = _tensor(names.fresh(f"{base}_{op_type.lower()}"), array.reshape(array.shape[1:]))
+        name = base if last else names.fresh(f"{base}_{op_type.lower()}_node")
+        nodes.append(helper.make_node(op_type, [source, tensor.name], [target], name=name))
+        tensors.append(tensor)
+        source = target
+    return nodes, tensors
+
+
+def _tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(array, name)

@@ -1,0 +1,259 @@
+"""From an ONNX model to the neutral graph: which nodes are linear maps, which are affines, and what reads what.
+
+Lifting classifies and decides nothing. Nested graphs and functions are lifted into the same `Graph`; a value that
+crosses from one into another is seen from outside and so never changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from bnfold.affine import Affine
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode, Value
+from bnfold.onnx.constants import Constants
+from bnfold.onnx.lift_ops import OLDEST_OPSET, is_bias_add, is_identity, lift_batch_norm, lift_map, require_channels
+from bnfold.onnx.load import OnnxModel, skeleton_for_inference
+from bnfold.onnx.names import GraphLike, is_standard, label, nested, opset_version, subgraphs
+from bnfold.onnx.types import Shape, ValueTypes, value_types
+from bnfold.weights import LinearMap
+
+_READS_TYPE_ONLY = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
+"""Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """One graph or function of the model.
+
+    Attributes:
+        graph: The proto, inside the model that was lifted.
+        constants: What is constant in it.
+        opset: The version of the default domain.
+        root: The main graph or function that it is nested in, or itself.
+        prefix: What the names of its nodes begin with in reports.
+    """
+
+    graph: GraphLike
+    constants: Constants
+    opset: int
+    root: GraphLike
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handle:
+    """Where a node of the neutral graph is in the model.
+
+    Attributes:
+        scope: Its graph.
+        index: Its position among the nodes of that graph.
+        bias_index: For a MatMul with its Add: the position of the Add.
+    """
+
+    scope: Scope
+    index: int
+    bias_index: int | None = None
+
+    @property
+    def node(self) -> onnx.NodeProto:
+        """The node."""
+        node: onnx.NodeProto = self.scope.graph.node[self.index]
+        return node
+
+    @property
+    def bias_node(self) -> onnx.NodeProto | None:
+        """The Add that carries the bias of a MatMul."""
+        return None if self.bias_index is None else self.scope.graph.node[self.bias_index]
+
+
+def lift(model: OnnxModel) -> Graph:
+    """Lifts a model.
+
+    Args:
+        model: A checked model; the handles of the graph point into its proto.
+
+    Returns:
+        The neutral graph. Node names are unique: those of nested graphs begin with the name of the node around them.
+    """
+    graph = Graph()
+    inferred = onnx.shape_inference.infer_shapes(skeleton_for_inference(model), data_prop=True)
+    main = model.proto.graph
+    opset = opset_version(model.proto.opset_import)
+    types = value_types(inferred.graph)
+    scope = Scope(main, Constants(model, main, opset, types), opset, main, "")
+    _Lifter(graph, scope).lift(types, inferred.graph)
+    for function in model.proto.functions:
+        opset = opset_version(function.opset_import)
+        types = value_types(function)
+        prefix = f"{function.domain}.{function.name}/"
+        scope = Scope(function, Constants(model, function, opset, types), opset, function, prefix)
+        _Lifter(graph, scope).lift(types, function)
+    _make_names_unique(graph)
+    return graph
+
+
+class _Lifter:
+    """Lifts one scope, and those inside it, into a graph."""
+
+    def __init__(self, graph: Graph, scope: Scope, outer: "_Lifter | None" = None) -> None:
+        self._graph = graph
+        self._scope = scope
+        self._outer = outer
+        self._values: dict[str, Value] = {}
+        self._types: ValueTypes = {}
+        self._readers = _readers(scope.graph)
+
+    def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
+        """Adds the nodes of the scope to the graph.
+
+        Args:
+            types: What is known about its values.
+            inferred: The same graph after shape inference.
+        """
+        scope = self._scope
+        self._types = types
+        function = isinstance(scope.graph, onnx.FunctionProto)
+        of = f"function '{scope.graph.name}'" if function else "the model" if self._outer is None else "a nested graph"
+        self._seen = Stop(StopCode.MODEL_OUTPUT, f"is an output of {of}")
+        names = scope.graph.input if function else [value.name for value in scope.graph.input]
+        for name in names:
+            self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
+        in_bias: set[int] = set()
+        for index, node in enumerate(scope.graph.node):
+            if index in in_bias or all(scope.constants.is_constant(name) for name in node.output if name):
+                continue
+            bias_index = self._find_bias(node)
+            if bias_index is not None:
+                in_bias.add(bias_index)
+            self._graph.add(self._lift_node(node, Handle(scope, index, bias_index)))
+            for (name, inner), (_, inner_inferred) in zip(
+                subgraphs(node), subgraphs(inferred.node[index]), strict=True
+            ):
+                self._nest(f"{scope.prefix}{label(node)}.{name}/", inner, inner_inferred)
+
+    def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
+        scope = self._scope
+        types = {**self._types, **value_types(inferred)}
+        constants = Constants(scope.constants.model, graph, scope.opset, types, scope.constants)
+        _Lifter(self._graph, Scope(graph, constants, scope.opset, scope.root, prefix), self).lift(types, inferred)
+
+    def _lift_node(self, node: onnx.NodeProto, handle: Handle) -> Node:
+        name = self._scope.prefix + label(node)
+        constants, opset = self._scope.constants, self._scope.opset
+        if is_standard(node, "BatchNormalization"):
+            source = self._value(node.input[0])
+            lifted = lift_batch_norm(node, source, constants, opset)
+            return AffineNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=(source,),
+                outputs=self._outputs(node, source.shape),
+                handle=handle,
+                kind=Kind.BATCH_NORM,
+                affine=lifted if isinstance(lifted, Affine) else None,
+                stop=lifted if isinstance(lifted, Stop) else None,
+            )
+        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
+        found = lift_map(node, constants, source_rank, handle.bias_node) if opset >= OLDEST_OPSET else None
+        if isinstance(found, LinearMap) and len(inputs) == 1:
+            require_channels(node, inputs[0], found.input_axis, found.in_channels)
+            outputs = self._outputs(handle.bias_node or node, _map_shape(found, inputs[0].shape))
+            return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
+        if len(inputs) == 1 and is_identity(node, constants, self._types, opset):
+            outputs = self._outputs(node, inputs[0].shape)
+            return OpNode(
+                name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, op=Op.IDENTITY
+            )
+        stop = found if isinstance(found, Stop) else None
+        outputs = self._outputs(node, None)
+        return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+
+    def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
+        """The inputs of a node that are not constant and whose elements it reads."""
+        for position, name in enumerate(node.input):
+            type_only = is_standard(node, node.op_type) and (node.op_type, position) in _READS_TYPE_ONLY
+            if name and not self._scope.constants.is_constant(name) and not (type_only and name in self._values):
+                yield name
+
+    def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
+        return tuple(self._new_value(name, fallback) for name in node.output if name)
+
+    def _new_value(self, name: str, fallback: Shape | None = None) -> Value:
+        shape, dtype = self._types.get(name, (None, ""))
+        value = Value(name, shape if shape is not None else fallback, dtype)
+        if name in self._readers.outputs:
+            value.observer = self._seen
+        self._values[name] = value
+        return value
+
+    def _value(self, name: str) -> Value:
+        """The value of that name as this scope sees it."""
+        if name not in self._values:
+            outer = None if self._outer is None else self._outer.capture(name)
+            self._new_value(name).source = (
+                Stop(StopCode.MODEL_INPUT, "its input is a constant")
+                if self._scope.constants.is_constant(name)
+                else Stop(StopCode.CAPTURED, "its input comes from the graph around it")
+            )
+            if outer is not None:
+                self._values[name].shape, self._values[name].dtype = outer.shape, outer.dtype
+        return self._values[name]
+
+    def capture(self, name: str) -> Value:
+        """Lets a nested graph read a value of this scope, which from then on must not change."""
+        value = self._value(name)
+        value.observer = value.observer or Stop(StopCode.CAPTURED, "is read inside a nested graph")
+        return value
+
+    def _find_bias(self, node: onnx.NodeProto) -> int | None:
+        """The position of the Add that gives a MatMul with a constant its bias."""
+        if not is_standard(node, "MatMul") or self._scope.opset < OLDEST_OPSET:
+            return None
+        readers = self._readers.of.get(node.output[0], [])
+        if len(readers) != 1 or readers[0] is None or node.output[0] in self._readers.outputs:
+            return None
+        add = self._scope.graph.node[readers[0]]
+        rank = self._types.get(node.output[0], (None, ""))[0]
+        fits = is_bias_add(node, add, self._scope.constants, None if rank is None else len(rank))
+        return readers[0] if fits else None
+
+
+def _map_shape(linear: LinearMap, source: Shape | None) -> Shape | None:
+    """The rank of a map's output, for when shape inference does not know it."""
+    rank = len(linear.weight.shape)
+    return (None,) * rank if rank > 2 else None if source is None else (None,) * len(source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Readers:
+    """Who reads what in one graph: positions of nodes, None for a node of a nested graph, and the graph's outputs."""
+
+    of: dict[str, list[int | None]]
+    outputs: frozenset[str]
+
+
+def _readers(graph: GraphLike) -> _Readers:
+    of: dict[str, list[int | None]] = {}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            of.setdefault(name, []).append(index)
+        for _, inner in subgraphs(node):
+            for nested_graph in nested(inner):
+                for name in (name for inner_node in nested_graph.node for name in inner_node.input):
+                    of.setdefault(name, []).append(None)
+                for value in nested_graph.output:
+                    of.setdefault(value.name, []).append(None)
+    outputs = graph.output if isinstance(graph, onnx.FunctionProto) else [value.name for value in graph.output]
+    return _Readers(of, frozenset(outputs))
+
+
+def _make_names_unique(graph: Graph) -> None:
+    taken: set[str] = set()
+    for node in graph.nodes:
+        name, number = node.name, 1
+        while node.name in taken:
+            number += 1
+            node.name = f"{name}#{number}"
+        taken.add(node.name)

@@ -1,0 +1,126 @@
+"""Names, attributes and nesting of ONNX graphs."""
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+
+GraphLike = onnx.GraphProto | onnx.FunctionProto
+
+DEFAULT_DOMAINS = ("", "ai.onnx")
+"""Both spellings of the domain of the standard operators."""
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What a report calls a node: its name, or its operator and first output where it has none."""
+    return node.name or f"{node.op_type}({next(iter(node.output), '')})"
+
+
+def is_standard(node: onnx.NodeProto, *op_types: str) -> bool:
+    """Whether a node is one of these operators of the default domain."""
+    return node.op_type in op_types and node.domain in DEFAULT_DOMAINS
+
+
+def opset_version(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
+    """The version of the default domain, 0 if it is not imported."""
+    return max((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default=0)
+
+
+def find_attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:
+    """The attribute of that name, or None."""
+    return next((given for given in node.attribute if given.name == name), None)
+
+
+def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """An integer attribute."""
+    given = find_attribute(node, name)
+    return default if given is None else given.i
+
+
+def float_attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """A float attribute, exactly as stored (float32)."""
+    given = find_attribute(node, name)
+    return default if given is None else given.f
+
+
+def string_attribute(node: onnx.NodeProto, name: str, default: str) -> str:
+    """A string attribute."""
+    given = find_attribute(node, name)
+    return default if given is None else given.s.decode("utf-8", "replace")
+
+
+def ints_attribute(node: onnx.NodeProto, name: str) -> tuple[int, ...]:
+    """A list of integers, empty where it is absent."""
+    given = find_attribute(node, name)
+    return () if given is None else tuple(given.ints)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graphs in the attributes of a node (the branches of If, the bodies of Loop and Scan), with their names."""
+    for given in node.attribute:
+        if given.type == onnx.AttributeProto.GRAPH:
+            yield given.name, given.g
+        elif given.type == onnx.AttributeProto.GRAPHS:
+            for index, graph in enumerate(given.graphs):
+                yield f"{given.name}_{index}", graph
+
+
+def nested(graph: GraphLike) -> Iterator[GraphLike]:
+    """A graph or function, and every graph inside it."""
+    yield graph
+    for node in graph.node:
+        for _, inner in subgraphs(node):
+            yield from nested(inner)
+
+
+def all_graphs(model: onnx.ModelProto) -> Iterator[GraphLike]:
+    """The main graph, the functions, and every graph inside them."""
+    yield from nested(model.graph)
+    for function in model.functions:
+        yield from nested(function)
+
+
+def count_ops(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each operator a model has, nested graphs and functions included, sorted by name."""
+    counts: dict[str, int] = {}
+    for graph in all_graphs(model):
+        for node in graph.node:
+            name = node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+class FreshNames:
+    """Gives out names that no value and no node of a model has.
+
+    Args:
+        model: The model; every name in it, in nested graphs and functions too, counts as taken.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._taken: set[str] = set()
+        for graph in all_graphs(model):
+            self._taken.update(_value_names(graph))
+            for node in graph.node:
+                self._taken.add(node.name)
+                self._taken.update(node.input)
+                self._taken.update(node.output)
+
+    def fresh(self, base: str) -> str:
+        """A new name that begins with `base`."""
+        name, number = base, 1
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def _value_names(graph: GraphLike) -> Iterator[str]:
+    yield from (value.name for value in graph.value_info)
+    if isinstance(graph, onnx.FunctionProto):
+        yield from graph.input
+        yield from graph.output
+        return
+    for values in (graph.input, graph.output, graph.initializer):
+        yield from (value.name for value in values)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
