@@ -1,0 +1,160 @@
+"""What a report is made of: plain records, filled by the fold and by the verification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What a verification found; the command line writes nothing after FAIL or INCONCLUSIVE."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file that was read or written.
+
+    Attributes:
+        path: As the caller gave it.
+        sha256: Hexadecimal digest of the file, or None where nobody asked for it.
+        format: "onnx" or "pt2".
+        bytes: Size of the file with its external data.
+    """
+
+    path: str
+    sha256: str | None
+    format: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Where a verification really ran.
+
+    Attributes:
+        requested: "auto", "cpu" or "cuda".
+        used: "cpu" or "cuda".
+        name: Name of the processor or of the GPU.
+        provider: The execution provider that heads the session.
+        fell_back: Why "auto" did not take the GPU; None where it did or where it was not asked.
+        tf32: Whether TF32 may shorten float32 products; a verdict is taken with it off.
+        nodes_per_provider: Nodes of the original by the provider that runs them.
+    """
+
+    requested: str
+    used: str
+    name: str
+    provider: str
+    fell_back: str | None = None
+    tf32: bool = False
+    nodes_per_provider: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InputInfo:
+    """One input as it was fed: with open dimensions resolved, and where the values came from.
+
+    Attributes:
+        name: Name of the graph input.
+        shape: Shape in the first sample.
+        dtype: NumPy name of the element type.
+        dynamic: Whether bnfold or the caller had to choose some of the sizes.
+        source: "seeded" or "given".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    dynamic: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyConfig:
+    """Everything that it takes to repeat a verification.
+
+    Attributes:
+        seed: Seed of the inputs and of the noise draws.
+        samples: Number of samples run.
+        inputs: The inputs as fed.
+        noise_draws: Perturbed copies of the original that were run; 0 where tolerances decided.
+        noise_limit: Largest noise ratio that passes.
+        rtol: Relative tolerance if the caller overrode the noise ratio.
+        atol: Absolute tolerance if the caller overrode the noise ratio.
+        graph_optimizations: The runtime's graph optimisation level, the same for both models.
+    """
+
+    seed: int
+    samples: int
+    inputs: tuple[InputInfo, ...] = ()
+    noise_draws: int = 0
+    noise_limit: float = 4.0
+    rtol: float | None = None
+    atol: float | None = None
+    graph_optimizations: str = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMetrics:
+    """How far one output of the folded model is from the original's; over samples, the worst.
+
+    Attributes:
+        name: Name of the graph output.
+        dtype: NumPy name of the original's element type.
+        shape: Shape in the first sample.
+        verdict: What this output says.
+        reason: One sentence, empty for a plain pass.
+        samples: Samples compared.
+        max_abs: Largest absolute difference of finite elements.
+        rel_l2: ‖folded − original‖ / ‖original‖.
+        sqnr_db: 20·log10(‖original‖ / ‖folded − original‖); None where nothing differs.
+        cosine: Smallest cosine between the two; None where one of them is zero.
+        top1_agreement: Share of rows (last axis) with the same largest element; None where that says nothing.
+        noise_ratio: ‖folded − original‖ over the noise; None where no noise was measured.
+        noise_rel_l2: The noise over ‖original‖; None where no noise was measured.
+        nonfinite_original: NaN and Inf elements of the original, all samples together.
+        nonfinite_folded: NaN and Inf elements of the folded model, all samples together.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    verdict: Verdict
+    reason: str = ""
+    samples: int = 0
+    max_abs: float | None = None
+    rel_l2: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    top1_agreement: float | None = None
+    noise_ratio: float | None = None
+    noise_rel_l2: float | None = None
+    nonfinite_original: int = 0
+    nonfinite_folded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """One fold, or one thing left, as the plan told it.
+
+    Attributes:
+        nodes: Names of the nodes that it is about.
+        kind: "batch_norm" or "affine".
+        code: Stable code of the reason; None for a fold.
+        reason: One sentence; None for a fold.
+        targets: Names of the nodes that absorbed it.
+        direction: "output" or "input", the side of the target; None for what was left.
+    """
+
+    nodes: tuple[str, ...]
+    kind: str
+    code: str | None = None
+    reason: str | None = None
+    targets: tuple[str, ...] = ()
+    direction: str | None = None

@@ -1,0 +1,116 @@
+"""The report: what was folded, what was left, whether the outputs match, and where that was found out."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+
+from bnfold.report.finite import JsonValue, to_json_value
+from bnfold.report.records import (
+    DeviceInfo,
+    FileInfo,
+    OutputMetrics,
+    PlanEntry,
+    Verdict,
+    VerifyConfig,
+)
+from bnfold.version import __version__
+
+SCHEMA = "bnfold.report/1"
+
+_PACKAGES = ("ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxruntime-gpu", "torch")
+_DEVICE_NAMES = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run found.
+
+    A verification fills the first six fields; a fold adds the plan and the files with `dataclasses.replace`.
+
+    Attributes:
+        verdict: The worst of all outputs; FAIL before INCONCLUSIVE before PASS.
+        reason: One sentence without a full stop; empty for a plain pass.
+        outputs: One entry for each output of the original.
+        device: Where it ran; None if nothing ran.
+        config: What it takes to repeat it; None if nothing ran.
+        timings_s: Duration of each phase in seconds.
+        folds: What was folded.
+        left: What was not, with reasons.
+        input: The file that was read.
+        output: The file that was written.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    outputs: tuple[OutputMetrics, ...] = ()
+    device: DeviceInfo | None = None
+    config: VerifyConfig | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    folds: tuple[PlanEntry, ...] = ()
+    left: tuple[PlanEntry, ...] = ()
+    input: FileInfo | None = None
+    output: FileInfo | None = None
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """The report under schema "bnfold.report/1"; every number is finite."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict.value,
+            "reason": self.reason,
+            "tool": _tool(),
+            "input": to_json_value(self.input),
+            "output": to_json_value(self.output),
+            "device": to_json_value(self.device),
+            "folds": to_json_value(self.folds),
+            "merges": [],
+            "left": to_json_value(self.left),
+            "sites": [],
+            "outputs": to_json_value(self.outputs),
+            "config": to_json_value(self.config),
+            "timings": to_json_value(self.timings_s),
+        }
+
+    def to_json(self) -> str:
+        """The report as one JSON document without NaN or Infinity literals."""
+        return json.dumps(self.to_dict(), allow_nan=False, indent=2, ensure_ascii=False)
+
+    def summary_line(self) -> str:
+        """One line: the verdict, what it rests on, and where it was taken."""
+        if self.device is None or self.config is None:
+            return f"{self.verdict}: {self.reason or 'nothing was run'}"
+        name = _DEVICE_NAMES.get(self.device.used, self.device.used)
+        where = f"{name} ({self.device.provider}, {'TF32 on' if self.device.tf32 else 'TF32 off'})"
+        facts = [
+            f"{self.config.samples} sample{'' if self.config.samples == 1 else 's'}",
+            *self._figures(self.config),
+        ]
+        if self.verdict is Verdict.PASS and not self.reason:
+            return f"pass: outputs match on {where}, {', '.join(facts)}"
+        return f"{self.verdict}: {self.reason}; on {where}, {', '.join(facts)}"
+
+    def _figures(self, config: VerifyConfig) -> list[str]:
+        figures = []
+        ratios = [output.noise_ratio for output in self.outputs if output.noise_ratio is not None]
+        if ratios:
+            figures.append(f"worst noise ratio {max(ratios):.3g} (limit {config.noise_limit:g})")
+        if config.rtol is not None or config.atol is not None:
+            figures.append(f"rtol {config.rtol or 0.0:g} and atol {config.atol or 0.0:g} instead of the noise ratio")
+        differences = [output.max_abs for output in self.outputs if output.max_abs is not None]
+        if differences:
+            figures.append(f"max abs {max(differences):.2g}")
+        return figures
+
+
+def _tool() -> dict[str, JsonValue]:
+    """Versions of what took part, from the installed metadata: importing the packages would cost seconds."""
+    packages: dict[str, JsonValue] = {}
+    for package in _PACKAGES:
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"version": __version__, "python": platform.python_version(), "packages": packages}

@@ -1,0 +1,149 @@
+"""What a caller may say about the inputs: shapes, value ranges, real data; in Python or as text."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bnfold.errors import ModelLoadError, UsageError
+
+Array = npt.NDArray[np.generic]
+
+DTYPES = frozenset(
+    {
+        *("float16", "bfloat16", "float32", "float64"),
+        *("int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64", "bool"),
+    }
+)
+"""NumPy names of the element types that inputs may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """The shape of an input, and its element type if the caller wants it checked.
+
+    Attributes:
+        shape: Sizes, each at least 1; () for a scalar.
+        dtype: NumPy name of the element type ("float32", "bfloat16", ...), or None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str | None = None
+
+
+Shapes = Mapping[str, InputSpec] | Sequence[tuple[str | None, InputSpec]]
+"""Shapes by name, or in the order of the command line with None for a name that was left out."""
+
+
+def parse_input(text: str) -> tuple[str | None, InputSpec]:
+    """Read `NAME:1,3,224,224[:dtype]`.
+
+    The text is split from the right, so that NAME may hold colons. NAME and its colon may be left out: None
+    stands for the next input without a shape.
+
+    Raises:
+        UsageError: The text has another form.
+    """
+    rest, dtype = text.strip(), None
+    head, colon, tail = rest.rpartition(":")
+    if tail in DTYPES:
+        if not colon:
+            raise UsageError(f"--input {text!r} has no shape", hint="Write --input NAME:1,3,224,224:float32.")
+        rest, dtype = head, tail
+    name, _, sizes = rest.rpartition(":")
+    try:
+        shape = tuple(int(size) for size in sizes.split(",")) if sizes.strip() else ()
+    except ValueError:
+        raise UsageError(
+            f"--input {text!r} is not NAME:SHAPE[:DTYPE]",
+            hint="Write for example --input image:1,3,224,224; element types are " + ", ".join(sorted(DTYPES)) + ".",
+        ) from None
+    if any(size < 1 for size in shape):
+        raise UsageError(f"--input {text!r} has a size below 1", hint="Every size is at least 1.")
+    return name or None, InputSpec(shape, dtype)
+
+
+def parse_value_range(text: str) -> tuple[str, tuple[float, float]]:
+    """Read `NAME:lo,hi`, both ends included for integers.
+
+    Raises:
+        UsageError: The text has another form, or lo > hi.
+    """
+    name, _, ends = text.strip().rpartition(":")
+    try:
+        low, high = (float(end) for end in ends.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not name or not math.isfinite(low) or not math.isfinite(high) or low > high:
+        raise UsageError(
+            f"--val-range {text!r} is not NAME:LOW,HIGH", hint="Write for example --val-range image:0,255."
+        )
+    return name, (low, high)
+
+
+def load_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read one sample from an .npz file, an array for each input name; no pickled objects.
+
+    Raises:
+        ModelLoadError: The file is missing, is no .npz file or holds pickled objects.
+    """
+    file = os.fspath(path)
+    try:
+        with open(file, "rb") as handle:  # np.load would leave a torn archive open
+            data = np.load(handle, allow_pickle=False)
+            if isinstance(data, np.lib.npyio.NpzFile):
+                return {name: data[name] for name in data.files}
+    except OSError as error:
+        raise ModelLoadError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _not_npz(file) from error
+    raise _not_npz(file)
+
+
+def _not_npz(file: str) -> ModelLoadError:
+    hint = "Save named arrays with numpy.savez, without object arrays."
+    return ModelLoadError(f"{file} is not an .npz file of plain arrays", hint=hint)
+
+
+def name_shapes(shapes: Shapes, names: tuple[str, ...]) -> dict[str, InputSpec]:
+    """Give each unnamed shape to the next input that has none.
+
+    Args:
+        shapes: What the caller gave.
+        names: The model's inputs in their order.
+
+    Raises:
+        UsageError: A name is unknown or comes twice, or there are more shapes than inputs.
+    """
+    pairs = list(shapes.items()) if isinstance(shapes, Mapping) else list(shapes)
+    named: dict[str, InputSpec] = {}
+    for name, spec in pairs:
+        if name is not None:
+            if name in named:
+                raise UsageError(f"input {name!r} has two shapes")
+            named[name] = spec
+    check_names("a shape", named, names)
+    free = [name for name in names if name not in named]
+    for name, spec in pairs:
+        if name is None:
+            if not free:
+                raise UsageError(f"there are more shapes than inputs; the model has {len(names)}: {', '.join(names)}")
+            named[free.pop(0)] = spec
+    return named
+
+
+def check_names(what: str, given: Mapping[str, object], names: tuple[str, ...]) -> None:
+    """Raise UsageError if `given` names an input that the model does not have."""
+    for name in given:
+        if name not in names:
+            raise UsageError(
+                f"{what} was given for {name!r}, which is not an input of the model",
+                hint=f"Its inputs are {', '.join(names) or 'none'}.",
+            )

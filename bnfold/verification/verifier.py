@@ -1,0 +1,219 @@
+"""Run both models on the same inputs and device; judge the difference by the original's rounding noise."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationError
+from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict, VerifyConfig
+from bnfold.report.report import Report
+from bnfold.verification.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
+from bnfold.verification.evidence import Baseline, Tolerances, compare_runs, judge_outputs
+from bnfold.verification.feeds import FeedRequest, make_feeds
+from bnfold.verification.gate import NOISE_LIMIT
+from bnfold.verification.inputs import Shapes
+from bnfold.verification.runtimes import Array, FailureKind, RuntimeFailure, check_device_works
+from bnfold.verification.sampling import Range, declared_inputs
+from bnfold.verification.source import ModelLike, Source
+
+_Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, names of the outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What was asked for."""
+
+    device: DeviceRequest
+    original: Source
+    folded: Source
+    feeds: FeedRequest
+    tolerances: Tolerances | None
+
+
+def verify(
+    original: ModelLike,
+    folded: ModelLike,
+    *,
+    inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
+    device: str = "auto",
+    samples: int = 4,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    value_ranges: Mapping[str, Range] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Report:
+    """Compare a folded ONNX model with its original, by running both with graph optimisations off.
+
+    An output passes if it is at most 4 times as far from the original's as the original's own output moves
+    when its parameters are moved by one unit in the last place.
+
+    Args:
+        original: A path, an onnx.ModelProto or an onnx_ir.Model.
+        folded: The same.
+        inputs: Real data by input name, or a sequence of that, one a sample; what is left out is made up.
+        device: "auto" (the GPU if it works, else the CPU), "cpu" or "cuda"; "cuda" never falls back.
+        samples: Number of samples, where no data is given.
+        seed: Seed of the inputs and of the noise.
+        shapes: Shapes of inputs with open dimensions; by name, or in order with None for a name left out.
+        value_ranges: Lowest and highest value of inputs that are made up, by name.
+        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| decides, not the noise.
+        atol: See `rtol`; what is not given is 0.
+
+    Returns:
+        A report; a difference is a verdict in it, not an error.
+
+    Raises:
+        UsageError: An argument is out of range, names no input, or contradicts the model.
+        ModelLoadError: A model cannot be read.
+        UnsafeModelError: A model reaches for files outside its folder.
+        UnsupportedModelError: An input without data is of a type that no value can be made up for.
+        VerificationError: The original does not run, so that nothing can be compared.
+        DeviceError: The device cannot be used, or has no kernel for the original.
+    """
+    task = _Task(
+        parse_device(device),
+        Source.of(original, "original"),
+        Source.of(folded, "folded"),
+        FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
+        _tolerances(rtol, atol),
+    )
+    if task.device is DeviceRequest.CPU:
+        return _verify_on(cpu_device(), task)
+    try:
+        gpu = cuda_device()
+        check_device_works(gpu)
+        return _verify_on(gpu, task)
+    except DeviceError as error:
+        if task.device is DeviceRequest.CUDA:
+            raise
+        reason = str(error)
+    return _verify_on(cpu_device(), task, fell_back=reason)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Durations of phases in seconds."""
+
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_s[phase] = time.perf_counter() - start
+
+
+def _verify_on(device: Device, task: _Task, fell_back: str | None = None) -> Report:
+    clock = _Clock()
+    with clock.measure("total"):
+        report = _compare_models(device, task, clock, fell_back)
+    return replace(report, timings_s=clock.timings_s)
+
+
+def _compare_models(device: Device, task: _Task, clock: _Clock, fell_back: str | None) -> Report:
+    original = task.original.skeleton()
+    task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+    with _original_errors(task.original, device):
+        with clock.measure("original_session"):
+            session = task.original.session(device)
+        with clock.measure("inputs"):
+            feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
+        with clock.measure("original_runs"):
+            references = [session.run(feed) for feed in feeds]
+    baseline = Baseline(original, device, task.feeds.seed, feeds, references)
+    config = VerifyConfig(task.feeds.seed, len(feeds), inputs, noise_limit=NOISE_LIMIT)
+    if task.tolerances is not None:
+        config = replace(config, rtol=task.tolerances.rtol, atol=task.tolerances.atol)
+    info = DeviceInfo(
+        requested=task.device.value,
+        used=device.kind,
+        name=device.name,
+        provider=device.provider,
+        fell_back=fell_back,
+        nodes_per_provider=session.nodes_per_provider,
+    )
+    report = Report(Verdict.INCONCLUSIVE, "nothing was compared", device=info, config=config)
+    interface = session.inputs, session.outputs
+    del session  # the models and the copies run one after another: one set of weights in memory at a time
+    try:
+        with clock.measure("folded_session"):
+            session = task.folded.session(device)
+        if problem := _other_interface(interface, (session.inputs, session.outputs)):
+            return replace(report, verdict=Verdict.FAIL, reason=problem)
+        with clock.measure("folded_runs"):
+            compared = compare_runs(session, baseline, task.tolerances)
+    except RuntimeFailure as failure:
+        return _folded_failure(failure, task.folded, report)
+    del session
+    with clock.measure("noise"):
+        outputs, draws = judge_outputs(compared, baseline, task.tolerances)
+    verdict, reason = _worst(outputs)
+    return replace(report, verdict=verdict, reason=reason, outputs=outputs, config=replace(config, noise_draws=draws))
+
+
+def _worst(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        reasons = [output.reason for output in outputs if output.verdict is verdict]
+        if reasons:
+            more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            return verdict, reasons[0] + more
+    if not outputs:
+        return Verdict.INCONCLUSIVE, "the original has no outputs"
+    return Verdict.PASS, ""
+
+
+def _other_interface(original: _Interface, folded: _Interface) -> str:
+    """What makes it impossible to run the folded model in place of the original; "" if nothing does."""
+    missing = [name for name in original[0] if name not in folded[0]]
+    if missing:
+        return f"the folded model has no input {missing[0]!r}"
+    added = [name for name in folded[0] if name not in original[0]]
+    if added:
+        return f"the folded model asks for an input {added[0]!r} that the original does not have"
+    if original[1] != folded[1] and sorted(original[1]) == sorted(folded[1]):
+        return "the folded model gives its outputs in another order"
+    return ""
+
+
+@contextmanager
+def _original_errors(source: Source, device: Device) -> Iterator[None]:
+    """Say what it means that the runtime refuses the original."""
+    try:
+        yield
+    except RuntimeFailure as failure:
+        if failure.kind is FailureKind.UNREADABLE:
+            raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
+        if failure.kind in (FailureKind.NO_KERNEL, FailureKind.DEVICE):
+            raise DeviceError(f"{source.label} cannot run on {device.provider}: {failure}") from failure
+        raise VerificationError(
+            f"{source.label} does not run in onnxruntime, so nothing can be compared with it: {failure}"
+        ) from failure
+
+
+def _folded_failure(failure: RuntimeFailure, source: Source, report: Report) -> Report:
+    """A folded model that does not run, where the original did, is a failed verification."""
+    if failure.kind is FailureKind.UNREADABLE:
+        raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
+    if failure.kind is FailureKind.DEVICE:
+        raise DeviceError(f"{source.label} cannot run: {failure}") from failure
+    return replace(
+        report,
+        verdict=Verdict.FAIL,
+        reason=f"the folded model does not run where the original does: {failure}",
+    )
+
+
+def _tolerances(rtol: float | None, atol: float | None) -> Tolerances | None:
+    if rtol is None and atol is None:
+        return None
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{name} is {value}", hint="A tolerance is a finite number, 0 or more.")
+    return Tolerances(rtol or 0.0, atol or 0.0)
