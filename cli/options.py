@@ -1,0 +1,59 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INPUTS_PANEL = "Verification"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (bnfold.report/1) and nothing else.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:SHAPE[:DTYPE]",
+        help="Shape of an input with open dimensions, such as image:1,3,224,224. Repeat for several inputs;"
+        " NAME: may be left out for the next input.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option("--inputs", metavar="FILE.npz", help="Real data, arrays by input name.", rich_help_panel=INPUTS_PANEL),
+]
+ValueRange = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--val-range",
+        metavar="NAME:LO,HI",
+        help="Lowest and highest value of a made-up input, such as ids:0,30521.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda",
+        help="Where to verify. auto takes the GPU if it works; cuda never falls back.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="Made-up samples to compare.", rich_help_panel=INPUTS_PANEL)
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of made-up data.", rich_help_panel=INPUTS_PANEL)]
+Rtol = Annotated[
+    float | None,
+    typer.Option(
+        "--rtol",
+        min=0.0,
+        help="Relative tolerance; with it, or --atol, tolerances decide instead of the model's own rounding noise.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
+Atol = Annotated[
+    float | None,
+    typer.Option("--atol", min=0.0, help="Absolute tolerance, see --rtol.", rich_help_panel=INPUTS_PANEL),
+]

@@ -1,0 +1,37 @@
+"""`bnfold verify`: compare two ONNX files, whoever made them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .compare import compare
+
+
+def verify(
+    original: Annotated[Path, typer.Argument(metavar="A", help="The original .onnx file.")],
+    folded: Annotated[Path, typer.Argument(metavar="B", help="The .onnx file to compare with it.")],
+    device: options.Device = "auto",
+    samples: options.Samples = 4,
+    seed: options.Seed = 0,
+    shapes: options.Input = None,
+    inputs: options.Inputs = None,
+    value_ranges: options.ValueRange = None,
+    rtol: options.Rtol = None,
+    atol: options.Atol = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run two models on the same data, with graph optimisations off, and say whether their outputs match.
+
+    Leaves with exit code 1 if they differ or nothing can be concluded.
+    """
+    report = compare(original, folded, device, samples, seed, shapes, inputs, value_ranges, rtol, atol)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        from . import show  # noqa: PLC0415 - `bnfold --help` need not wait for it
+
+        show.say([*show.output_lines(report), report.summary_line()])
+    if report.verdict != "pass":
+        raise typer.Exit(1)
