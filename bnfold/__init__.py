@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bnfold.api import FoldResult, fold, inspect
     from bnfold.plan import Fold, Left, Plan
     from bnfold.report import Report, Verdict
-    from bnfold.verify import InputSpec, verify
+    from bnfold.verification import InputSpec, verify
 
 __all__ = [
     "BnfoldError",
@@ -45,14 +45,14 @@ __all__ = [
 _HOMES = {
     "Fold": "bnfold.plan",
     "FoldResult": "bnfold.api",
-    "InputSpec": "bnfold.verify",
+    "InputSpec": "bnfold.verification",
     "Left": "bnfold.plan",
     "Plan": "bnfold.plan",
     "Report": "bnfold.report",
     "Verdict": "bnfold.report",
     "fold": "bnfold.api",
     "inspect": "bnfold.api",
-    "verify": "bnfold.verify",
+    "verify": "bnfold.verification",
 }
 
 

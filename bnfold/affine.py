@@ -60,8 +60,9 @@ class Affine:
             An affine whose arrays have shape (1, …, C, …, 1).
         """
         channels = (1,) * axis + (-1,) + (1,) * (rank - axis - 1)
-        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
-        shift = beta.astype(np.float64) - scale * mean.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+            shift = beta.astype(np.float64) - scale * mean.astype(np.float64)
         return cls(scale.reshape(channels), shift.reshape(channels))
 
     @property
@@ -71,7 +72,8 @@ class Affine:
 
     def then(self, following: "Affine") -> "Affine":
         """The affine that applies this one first and `following` to its result."""
-        return Affine(following.scale * self.scale, following.scale * self.shift + following.shift)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Affine(following.scale * self.scale, following.scale * self.shift + following.shift)
 
     def fits(self, dtype_name: str) -> bool:
         """Whether both arrays can be stored, finite, in the floating-point dtype that numpy calls `dtype_name`."""
@@ -121,7 +123,11 @@ def batch_norm_defect(gamma: Array, beta: Array, mean: Array, variance: Array, e
             channel = int(np.flatnonzero(wrong)[0])
             return f"{name} is {wide[channel]} in channel {channel}"
     wide = variance.astype(np.float64) + epsilon
-    if (wide <= 0).any():
-        channel = int(np.flatnonzero(wide <= 0)[0])
+    if not (wide > 0).all():
+        channel = int(np.flatnonzero(~(wide > 0))[0])
         return f"variance + epsilon is {wide[channel]:.6g} in channel {channel}, which has no real root"
+    affine = Affine.from_batch_norm(gamma, beta, mean, variance, epsilon, rank=1, axis=0)
+    for name, array in (("scale", affine.scale), ("shift", affine.shift)):
+        if not np.isfinite(array).all():
+            return f"{name} overflows float64 in channel {int(np.flatnonzero(~np.isfinite(array))[0])}"
     return None

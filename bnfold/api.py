@@ -73,9 +73,7 @@ class FoldResult(Generic[ModelT]):
 
         save(self._folded.model, path, force=force)
 
-    def staged(
-        self, path: "str | os.PathLike[str]", *, force: bool = False
-    ) -> "AbstractContextManager[Staged]":
+    def staged(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "AbstractContextManager[Staged]":
         """Writes the folded model into a private folder beside its destination, to be verified there.
 
         Args:
@@ -134,9 +132,7 @@ def fold(
     except ValueError as error:
         message = f"leftover is '{leftover}', not one of {', '.join(Leftover)}"
         raise UsageError(message) from error
-    folded = fold_onnx(
-        _opened(model), skip=_patterns("skip", skip), only=_patterns("only", only), leftover=form
-    )
+    folded = fold_onnx(_opened(model), skip=_patterns("skip", skip), only=_patterns("only", only), leftover=form)
     return FoldResult(folded.plan, folded, model)
 
 

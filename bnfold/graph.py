@@ -44,6 +44,7 @@ class StopCode(StrEnum):
     CHANNEL_AXIS = "channel_axis"
     PADDED_SHIFT = "padded_shift"
     OVERFLOW = "overflow"
+    MORE_WORK = "more_work"
 
 
 @dataclass(frozen=True, slots=True)

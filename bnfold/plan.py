@@ -1,7 +1,7 @@
 """What is to be done to a model: the result of `bnfold.planner`, carried out by a front-end, shown by reports."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bnfold.affine import Affine
@@ -83,9 +83,9 @@ class Plan:
 
     folds: tuple[Fold, ...]
     left: tuple[Left, ...]
-    steps: tuple[Step, ...]
-    foldings: Mapping[MapNode, Folding]
-    leftovers: Mapping[AffineNode, Affine]
+    steps: tuple[Step, ...] = field(repr=False)
+    foldings: Mapping[MapNode, Folding] = field(repr=False)
+    leftovers: Mapping[AffineNode, Affine] = field(repr=False)
 
     @property
     def batch_norms(self) -> int:

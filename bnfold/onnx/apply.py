@@ -15,7 +15,7 @@ from bnfold.onnx.cleanup import forget, remove_unused
 from bnfold.onnx.leftover import Leftover, leftover_nodes
 from bnfold.onnx.lift import Handle, Scope
 from bnfold.onnx.load import OnnxModel
-from bnfold.onnx.names import FreshNames, label
+from bnfold.onnx.names import FreshNames, interface, label, nested
 from bnfold.onnx.renaming import Renaming
 from bnfold.plan import Plan
 from bnfold.weights import Folding
@@ -90,6 +90,10 @@ class _Editor:
         weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
         self.add_constants(scope, [weight])
         self._replace_input(scope, proto, weight_at, name)
+        if handle.bias_node is not None:
+            # What the product gives before its bias is another value now.
+            product = proto.output[0]
+            self._renamed[scope][product] = self.names.fresh(f"{product}_folded")
         bias = folding.bias()
         if bias is not None:
             self._set_bias(node, bias)
@@ -136,33 +140,35 @@ class _Editor:
     def finish(self) -> bool:
         """Makes the edits; says whether there were any."""
         for scope in {*self._removed, *self._inserted, *self._renamed}:
-            self._rebuild(scope)
-        roots = {id(scope.root): scope.root for scope in self._released}
-        for key, root in roots.items():
-            released = set().union(*(names for scope, names in self._released.items() if id(scope.root) == key))
+            self._edit(scope)
+        for root in {id(scope.root): scope.root for scope in self._released}.values():
+            released = [
+                (scope.graph, name) for scope, names in self._released.items() if scope.root is root for name in names
+            ]
             remove_unused(self._model.proto, root, released)
         return bool(self._removed)
 
-    def _rebuild(self, scope: Scope) -> None:
-        inserted, removed, renamed = self._inserted[scope], self._removed[scope], self._renamed[scope]
-        nodes = [*inserted.get(-1, [])]
-        for index, node in enumerate(scope.graph.node):
-            if index not in removed:
-                nodes.append(node)
-            nodes += inserted.get(index, [])
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        for node in copies:
-            for names in (node.input, node.output):
-                for position, name in enumerate(names):
-                    if name in renamed:
-                        names[position] = renamed[name]
-        del scope.graph.node[:]
-        scope.graph.node.extend(copies)
-        types = {item.name: item for item in scope.graph.value_info}
+    def _edit(self, scope: Scope) -> None:
+        nodes, inserted, renamed = scope.graph.node, self._inserted[scope], self._renamed[scope]
+        for index in reversed(range(-1, len(nodes))):
+            for node in reversed(inserted.get(index, [])):
+                nodes.insert(index + 1, node)
+            if index in self._removed[scope]:
+                del nodes[index]
+        if renamed:
+            # Nested graphs may still read the shape or the type of a value that is called something else now.
+            for node in [node for graph in nested(scope.graph) for node in graph.node]:
+                for names in (node.input, node.output):
+                    for position, name in enumerate(names):
+                        if name in renamed:
+                            names[position] = renamed[name]
+        declared = {item.name: item for item in scope.graph.value_info}
+        known = {*declared, *interface(scope.graph)}
         for old, new in renamed.items():
-            if old in types and new not in types:
-                scope.graph.value_info.add().CopyFrom(types[old])
+            if old in declared and new not in known:
+                scope.graph.value_info.add().CopyFrom(declared[old])
                 scope.graph.value_info[-1].name = new
+                known.add(new)
         forget(scope.graph, set(renamed), keep_inputs=True)
 
 

@@ -7,50 +7,80 @@ from typing import TypeVar
 import onnx
 
 from bnfold.onnx.constants import EXPRESSIONS
-from bnfold.onnx.names import GraphLike, is_standard, nested
+from bnfold.onnx.names import GraphLike, defined_names, is_standard, subgraphs
 
 Item = TypeVar("Item")
 
 
-def remove_unused(model: onnx.ModelProto, root: GraphLike, released: Iterable[str]) -> None:
+def remove_unused(model: onnx.ModelProto, root: GraphLike, released: Iterable[tuple[GraphLike, str]]) -> None:
     """Removes constants that nothing reads any more.
 
     Args:
         model: The model.
         root: Its main graph or one of its functions, whose nested graphs are looked at too.
-        released: The names of the constants that lost a reader. Others stay, even if nothing ever read them.
+        released: The constants that lost a reader: the graph of the reader, and the name. Others stay, even if nothing
+            ever read them.
     """
-    graphs = list(nested(root))
-    uses = Counter(name for graph in graphs for node in graph.node for name in node.input)
-    uses.update(name for graph in graphs for name in _output_names(graph))
-    producers = {
-        name: (position, index)
-        for position, graph in enumerate(graphs)
-        for index, node in enumerate(graph.node)
-        if is_standard(node, "Constant", *EXPRESSIONS)
-        for name in node.output
-    }
-    unused: set[str] = set()
-    dead: set[tuple[int, int]] = set()
-    waiting = list(released)
+    names = _Names(root)
+    uses: Counter[_Place] = Counter()
+    producers: dict[_Place, onnx.NodeProto] = {}
+    for position, graph in enumerate(names.graphs):
+        uses.update(names.place(position, name) for node in graph.node for name in node.input)
+        uses.update(names.place(position, name) for name in _output_names(graph))
+        for node in graph.node:
+            if is_standard(node, "Constant", *EXPRESSIONS):
+                producers.update({(position, name): node for name in node.output})
+    unused: set[_Place] = set()
+    dead: list[_Place] = []
+    waiting = [names.place(names.position(graph), name) for graph, name in released]
     while waiting:
-        name = waiting.pop()
-        if not name or uses[name]:
+        place = waiting.pop()
+        if place in unused or not place[1] or uses[place]:
             continue
-        unused.add(name)
-        place = producers.get(name)
-        if place is None or place in dead:
+        unused.add(place)
+        node = producers.get(place)
+        if node is None:
             continue
-        node = graphs[place[0]].node[place[1]]
-        if any(uses[output] for output in node.output):
-            continue
-        dead.add(place)
-        uses.subtract(node.input)
-        waiting.extend(node.input)
-    for position, index in sorted(dead, reverse=True):
-        del graphs[position].node[index]
-    for graph in graphs:
-        forget(graph, unused, keep_inputs=model.ir_version >= 4)
+        dead.append(place)
+        freed = [names.place(place[0], name) for name in node.input]
+        uses.subtract(freed)
+        waiting += freed
+    for position, name in dead:
+        _delete(names.graphs[position].node, [name in node.output for node in names.graphs[position].node])
+    for position, graph in enumerate(names.graphs):
+        gone = {name for place, name in unused if place == position}
+        forget(graph, gone, keep_inputs=model.ir_version >= 4)
+
+
+_Place = tuple[int, str]
+"""A value: the position of the graph that defines it, and its name there."""
+
+
+class _Names:
+    """Which graph a name belongs to: branches may use one name for different values."""
+
+    def __init__(self, root: GraphLike) -> None:
+        self.graphs: list[GraphLike] = []
+        self._parents: list[int] = []
+        self._defined: list[set[str]] = []
+        self._add(root, -1)
+
+    def _add(self, graph: GraphLike, parent: int) -> None:
+        position = len(self.graphs)
+        self.graphs.append(graph)
+        self._parents.append(parent)
+        self._defined.append({*defined_names(graph)})
+        for node in graph.node:
+            for _, inner in subgraphs(node):
+                self._add(inner, position)
+
+    def position(self, graph: GraphLike) -> int:
+        return next(position for position, known in enumerate(self.graphs) if known is graph)
+
+    def place(self, position: int, name: str) -> _Place:
+        while name not in self._defined[position] and self._parents[position] >= 0:
+            position = self._parents[position]
+        return position, name
 
 
 def forget(graph: GraphLike, names: set[str], *, keep_inputs: bool) -> None:

@@ -5,7 +5,8 @@ Identity(initializer), a transposed one as Transpose(initializer). Such an expre
 reference implementation, node by node and only when something asks for it.
 """
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -14,8 +15,8 @@ import onnx
 from onnx import helper
 
 from bnfold.onnx.load import OnnxModel
-from bnfold.onnx.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute
-from bnfold.onnx.types import ValueTypes
+from bnfold.onnx.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
+from bnfold.onnx.types import ValueTypes, numpy_dtype
 from bnfold.rounding import Array, DType
 
 EXPRESSIONS = frozenset(
@@ -87,15 +88,33 @@ class Constants:
 
     def is_constant(self, name: str) -> bool:
         """Whether a value is known before the graph runs; nothing is computed to find out."""
-        if name not in self._is_constant:
-            self._is_constant[name] = self._follows_from_constants(name)
+        for part in self._inputs_first(name, self._is_constant):
+            self._is_constant[part] = self._follows_from_constants(part)
         return self._is_constant[name]
 
     def find(self, name: str) -> Constant | None:
         """The constant of that name, or None if it is none or cannot be computed here."""
-        if name not in self._found:
-            self._found[name] = self._resolve(name) if self.is_constant(name) else None
+        if not self.is_constant(name):
+            return None
+        for part in self._inputs_first(name, self._found):
+            self._found[part] = self._resolve(part) if self.is_constant(part) else None
         return self._found[name]
+
+    def _inputs_first(self, name: str, known: Mapping[str, object]) -> Iterator[str]:
+        """The names of an expression that are not known yet, inputs before results, however long the chain is."""
+        waiting = [name]
+        while waiting:
+            top = waiting[-1]
+            if top in known:
+                waiting.pop()
+                continue
+            node = None if top in self._initializers else self._producers.get(top)
+            inputs = node.input if node is not None and is_standard(node, *EXPRESSIONS) else ()
+            unknown = [part for part in inputs if part and part not in known]
+            if unknown:
+                waiting += unknown
+            else:
+                yield waiting.pop()
 
     def producer(self, name: str) -> onnx.NodeProto | None:
         """The node that computes a value of this graph or of one around it."""
@@ -140,9 +159,9 @@ class Constants:
         return self._from_expression(node)
 
     def _from_tensor(self, tensor: onnx.TensorProto, *, overridable: bool = False) -> Constant | None:
-        if tensor.data_type in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        dtype = numpy_dtype(tensor.data_type)
+        if dtype is None:
             return None
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         return Constant(tuple(tensor.dims), dtype, lambda: self.model.array(tensor), overridable)
 
     def _from_constant(self, node: onnx.NodeProto) -> Constant | None:
@@ -167,17 +186,17 @@ class Constants:
         return self._evaluated(node, inputs, overridable=overridable)
 
     def _evaluated(self, node: onnx.NodeProto, inputs: list[Constant | None], *, overridable: bool) -> Constant | None:
-        def read() -> Array:
+        def compute() -> Array:
             pairs = zip(node.input, inputs, strict=True)
             return _run(node, {name: found.read() for name, found in pairs if found is not None}, self._opset)
 
         try:
-            array = read()
+            array = compute()
         except _EVALUATION_ERRORS:
             return None
         if array.size <= _KEPT_ELEMENTS:
             return replace(_kept(array), overridable=overridable)
-        return Constant(array.shape, array.dtype, read, overridable)
+        return Constant(array.shape, array.dtype, _Recomputed(compute), overridable)
 
     def _known_shape(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """What a Shape node gives, if all sizes that it asks for are static."""
@@ -206,16 +225,35 @@ class Constants:
         return self._evaluated(cast, [source], overridable=source.overridable)
 
     def _grows_too_large(self, node: onnx.NodeProto, inputs: list[Constant | None]) -> bool:
+        shapes = [found.shape for found in inputs if found is not None]
+        if node.op_type == "Gather" and len(shapes) == 2 and shapes[0]:
+            picked = shapes[0][int_attribute(node, "axis", 0) % len(shapes[0])]
+            return prod(shapes[0]) // max(1, picked) * prod(shapes[1]) > _MOST_ELEMENTS
         asked_for = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
         target = None if asked_for is None else inputs[asked_for]
         if target is not None:
-            return bool(prod(target.read().astype(object).reshape(-1).tolist()) > _MOST_ELEMENTS)
-        # Two arrays broadcast against each other can grow like an outer product.
-        shapes = [found.shape for found in inputs if found is not None]
+            wanted = tuple(max(0, int(size)) for size in target.read().reshape(-1))
+            shapes = [wanted] if node.op_type == "ConstantOfShape" else [shapes[0], wanted]
         try:
+            # Arrays that broadcast against each other can grow like an outer product.
             return prod(np.broadcast_shapes(*shapes)) > _MOST_ELEMENTS
         except ValueError:
             return sum(prod(shape) for shape in shapes) > _MOST_ELEMENTS
+
+
+class _Recomputed:
+    """Computes an array when it is read, unless somebody still holds the one that was computed last."""
+
+    def __init__(self, compute: Callable[[], Array]) -> None:
+        self._compute = compute
+        self._last: weakref.ref[Array] | None = None
+
+    def __call__(self) -> Array:
+        array = None if self._last is None else self._last()
+        if array is None:
+            array = self._compute()
+            self._last = weakref.ref(array)
+        return array
 
 
 def _kept(array: Array) -> Constant:

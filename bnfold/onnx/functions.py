@@ -8,8 +8,9 @@ constant. Such functions are inlined, which every runtime does anyway before it 
 import onnx
 from onnx import inliner
 
+from bnfold.onnx.constants import EXPRESSIONS
 from bnfold.onnx.load import OnnxModel
-from bnfold.onnx.names import all_graphs, is_standard, nested
+from bnfold.onnx.names import GraphLike, all_graphs, is_standard, nested
 
 _WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -28,22 +29,48 @@ def inline_weight_arguments(model: OnnxModel) -> OnnxModel:
     wanted = _taking_weights(model.proto)
     while wanted:
         inlined = model.copy()
-        inlined.proto = inliner.inline_selected_functions(inlined.proto, wanted)
+        try:
+            inlined.proto = inliner.inline_selected_functions(inlined.proto, wanted)
+        except RuntimeError:
+            # onnx's inliner does not mix opsets; what is inside such a function stays, with the reason.
+            return model
         model = inlined
         wanted = _taking_weights(model.proto)
     return model
 
 
 def _taking_weights(proto: onnx.ModelProto) -> list[tuple[str, str]]:
-    return [(function.domain, function.name) for function in proto.functions if _takes_weights(function)]
+    constant = _constants_of_callers(proto)
+    found = []
+    for function in proto.functions:
+        identifier = (function.domain, function.name)
+        positions = constant.get(identifier, set())
+        given = {name for position, name in enumerate(function.input) if position in positions}
+        if any(_takes_weights(graph, given) for graph in nested(function)):
+            found.append(identifier)
+    return found
 
 
-def _takes_weights(function: onnx.FunctionProto) -> bool:
-    given = set(function.input)
-    for graph in nested(function):
+def _constants_of_callers(proto: onnx.ModelProto) -> dict[tuple[str, str], set[int]]:
+    """For each function that is called: the positions of its inputs that some caller gives a constant."""
+    positions: dict[tuple[str, str], set[int]] = {}
+    held = {tensor.name for tensor in proto.graph.initializer}
+    for graph in all_graphs(proto):
+        known = held | {
+            name for node in graph.node if is_standard(node, "Constant", *EXPRESSIONS) for name in node.output
+        }
+        known |= {tensor.name for tensor in graph.initializer} if isinstance(graph, onnx.GraphProto) else {*graph.input}
         for node in graph.node:
-            if not is_standard(node, *_WITH_WEIGHTS):
-                continue
-            if any(attribute.ref_attr_name for attribute in node.attribute) or given.intersection(node.input[1:]):
-                return True
+            given = {position for position, name in enumerate(node.input) if name in known}
+            positions.setdefault((node.domain, node.op_type), set()).update(given)
+    return positions
+
+
+def _takes_weights(graph: GraphLike, given: set[str]) -> bool:
+    for node in graph.node:
+        if not is_standard(node, *_WITH_WEIGHTS):
+            continue
+        weights = node.input if node.op_type == "MatMul" else node.input[1:]
+        if given.intersection(weights) or any(attribute.ref_attr_name for attribute in node.attribute):
+            return True
     return False

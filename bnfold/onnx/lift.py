@@ -121,7 +121,8 @@ class _Lifter:
             self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
         in_bias: set[int] = set()
         for index, node in enumerate(scope.graph.node):
-            if index in in_bias or all(scope.constants.is_constant(name) for name in node.output if name):
+            outputs = [name for name in node.output if name]
+            if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
                 continue
             bias_index = self._find_bias(node)
             if bias_index is not None:
@@ -159,12 +160,13 @@ class _Lifter:
         found = lift_map(node, constants, source_rank, handle.bias_node) if opset >= OLDEST_OPSET else None
         if isinstance(found, LinearMap) and len(inputs) == 1:
             require_channels(node, inputs[0], found.input_axis, found.in_channels)
-            outputs = self._outputs(handle.bias_node or node, _map_shape(found, inputs[0].shape))
+            outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
-        if len(inputs) == 1 and is_identity(node, constants, self._types, opset):
+        mask_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
+        if inputs and opset >= OLDEST_OPSET and is_identity(node, constants, self._types, mask_is_read=mask_is_read):
             outputs = self._outputs(node, inputs[0].shape)
             return OpNode(
-                name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, op=Op.IDENTITY
+                name=name, op_type=node.op_type, inputs=inputs[:1], outputs=outputs, handle=handle, op=Op.IDENTITY
             )
         stop = found if isinstance(found, Stop) else None
         outputs = self._outputs(node, None)
@@ -174,7 +176,7 @@ class _Lifter:
         """The inputs of a node that are not constant and whose elements it reads."""
         for position, name in enumerate(node.input):
             type_only = is_standard(node, node.op_type) and (node.op_type, position) in _READS_TYPE_ONLY
-            if name and not self._scope.constants.is_constant(name) and not (type_only and name in self._values):
+            if name and not type_only and not self._scope.constants.is_constant(name):
                 yield name
 
     def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
@@ -220,10 +222,11 @@ class _Lifter:
         return readers[0] if fits else None
 
 
-def _map_shape(linear: LinearMap, source: Shape | None) -> Shape | None:
+def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
     """The rank of a map's output, for when shape inference does not know it."""
-    rank = len(linear.weight.shape)
-    return (None,) * rank if rank > 2 else None if source is None else (None,) * len(source)
+    if node.op_type != "MatMul":
+        return (None,) * len(linear.weight.shape)
+    return None if source is None else (None,) * len(source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,9 +254,10 @@ def _readers(graph: GraphLike) -> _Readers:
 
 def _make_names_unique(graph: Graph) -> None:
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for node in graph.nodes:
-        name, number = node.name, 1
+        name = node.name
         while node.name in taken:
-            number += 1
-            node.name = f"{name}#{number}"
+            numbers[name] = numbers.get(name, 1) + 1
+            node.name = f"{name}#{numbers[name]}"
         taken.add(node.name)

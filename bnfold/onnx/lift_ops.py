@@ -4,6 +4,7 @@ Each function reads one node by its definition in the ONNX operator specificatio
 broadcast as numpy does) and says what it is, or why it is not.
 """
 
+import numpy as np
 import onnx
 
 from bnfold.affine import Affine, batch_norm_defect
@@ -25,6 +26,9 @@ from bnfold.weights import LinearMap
 
 OLDEST_OPSET = 7
 """Before this version BatchNormalization has other attributes, and Gemm and Add broadcast in another way."""
+
+_DEFAULT_EPSILON = float(np.float32(1e-5))
+"""Attributes are float32, so this is what the specification's 1e-5 stands for."""
 
 _PARAMETERS = ("scale", "bias", "mean", "variance")
 
@@ -64,7 +68,7 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     if len(source.shape) < 2:
         return Stop(StopCode.CHANNEL_AXIS, f"its input '{source.name}' has rank {len(source.shape)}, no channel axis")
     gamma, beta, mean, variance = (constant.read() for constant in found)
-    epsilon = float_attribute(node, "epsilon", 1e-5)
+    epsilon = float_attribute(node, "epsilon", _DEFAULT_EPSILON)
     defect = batch_norm_defect(gamma, beta, mean, variance, epsilon)
     if defect is not None:
         return Stop(StopCode.PARAMETERS_NOT_FINITE, f"its {defect}")
@@ -238,11 +242,11 @@ def _matmul(
         reason = f"the weight of {_of(node)} has {len(weight.shape)} dimensions, not 2"
         return Stop(StopCode.NO_RULE, reason)
     if weight_at == 1:
-        return LinearMap(weight=weight, bias=bias, out_first=False)
+        return LinearMap(weight=weight, bias=bias, out_first=False, bias_is_extra=True)
     if source_rank is None:
         return Stop(StopCode.UNKNOWN_RANK, f"the rank of '{node.input[1]}', the input of {_of(node)}, is not known")
     axis = -2 if source_rank > 1 else -1
-    return LinearMap(weight=weight, bias=bias, out_first=True, output_axis=axis, input_axis=axis)
+    return LinearMap(weight=weight, bias=bias, out_first=True, output_axis=axis, input_axis=axis, bias_is_extra=True)
 
 
 def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants, rank: int | None) -> bool:
@@ -271,21 +275,23 @@ def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants,
     return all(size == 1 for size in others) and along in (1, channels)
 
 
-def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, opset: int) -> bool:
-    """Whether a node passes its first input on as it is: Identity, Dropout at inference, Cast to the same type.
+def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *, mask_is_read: bool) -> bool:
+    """Whether a node passes its first input on as it is.
+
+    Identity does, Dropout at inference, Cast and CastLike to the same type.
 
     Args:
-        node: The node.
+        node: The node, of opset 7 or later.
         constants: The constants of its graph.
         types: What is known about the values of its graph.
-        opset: The version of the default domain.
+        mask_is_read: Whether anything reads an output besides the first.
     """
     if is_standard(node, "Identity"):
         return True
-    if is_standard(node, "Cast"):
-        source, target = types.get(node.input[0]), types.get(node.output[0])
-        return source is not None and target is not None and source[1] == target[1] != ""
-    if not is_standard(node, "Dropout") or opset < OLDEST_OPSET or any(node.output[1:]):
+    if is_standard(node, "Cast", "CastLike"):
+        source, target = (types.get(name, (None, ""))[1] for name in (node.input[0], node.output[0]))
+        return source == target != ""
+    if not is_standard(node, "Dropout") or mask_is_read:
         return False
     if len(node.input) < 3 or not node.input[2]:
         return True

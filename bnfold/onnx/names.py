@@ -98,6 +98,7 @@ class FreshNames:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
         for graph in all_graphs(model):
             self._taken.update(_value_names(graph))
             for node in graph.node:
@@ -107,20 +108,33 @@ class FreshNames:
 
     def fresh(self, base: str) -> str:
         """A new name that begins with `base`."""
-        name, number = base, 1
+        name = base
         while name in self._taken:
-            number += 1
-            name = f"{base}_{number}"
+            self._numbers[base] = self._numbers.get(base, 1) + 1
+            name = f"{base}_{self._numbers[base]}"
         self._taken.add(name)
         return name
 
 
+def interface(graph: GraphLike) -> Iterator[str]:
+    """The names of the inputs and outputs of a graph or function."""
+    for values in (graph.input, graph.output):
+        yield from (value if isinstance(value, str) else value.name for value in values)
+
+
+def defined_names(graph: GraphLike) -> Iterator[str]:
+    """The names of the values that a graph or function computes, holds or is given."""
+    yield from (value if isinstance(value, str) else value.name for value in graph.input)
+    yield from (name for node in graph.node for name in node.output)
+    if isinstance(graph, onnx.GraphProto):
+        yield from (tensor.name for tensor in graph.initializer)
+        yield from (sparse.values.name for sparse in graph.sparse_initializer)
+
+
 def _value_names(graph: GraphLike) -> Iterator[str]:
     yield from (value.name for value in graph.value_info)
+    yield from interface(graph)
     if isinstance(graph, onnx.FunctionProto):
-        yield from graph.input
-        yield from graph.output
         return
-    for values in (graph.input, graph.output, graph.initializer):
-        yield from (value.name for value in values)
+    yield from (tensor.name for tensor in graph.initializer)
     yield from (sparse.values.name for sparse in graph.sparse_initializer)

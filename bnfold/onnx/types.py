@@ -6,6 +6,7 @@ import onnx
 from onnx import helper
 
 from bnfold.onnx.names import GraphLike
+from bnfold.rounding import DType
 
 Shape = tuple[int | str | None, ...]
 
@@ -49,6 +50,15 @@ def _tensor_type(tensor_type: onnx.TypeProto.Tensor) -> tuple[Shape | None, str]
 
 
 def _dtype_name(data_type: int) -> str:
+    dtype = numpy_dtype(data_type)
+    return "" if dtype is None else dtype.name
+
+
+def numpy_dtype(data_type: int) -> DType | None:
+    """The dtype of an ONNX element type; None for strings, and for types that this onnx does not know."""
     if data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
-        return ""
-    return helper.tensor_dtype_to_np_dtype(data_type).name
+        return None
+    try:
+        return helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError:
+        return None

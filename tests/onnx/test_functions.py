@@ -1,0 +1,255 @@
+"""Model-local functions: with their own weights they are folded, with weights from the caller inlined first."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx_fold import batch_norm, fold, parse, random
+
+import bnfold
+
+HEADER = '<ir_version: 10, opset_import: ["" : 17, "f" : 1]>\n'
+
+ARGUMENTS = """
+<domain: "f", opset_import: ["" : 17]>
+block (a, w, g, b, m, v) => (r)
+{
+  c = Conv (a, w)
+  r = BatchNormalization (c, g, b, m, v)
+}
+"""
+
+
+def test_weights_as_arguments() -> None:
+    text = "agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { [call] y = f.block (x, w, bn_g, bn_b, bn_m, bn_v) }"
+    folded = fold(parse(HEADER + text + ARGUMENTS, w=random(4, 3, 1, 1), **batch_norm(4)))
+    assert (folded.codes, folded.count("BatchNormalization")) == ([], 0)
+
+
+def test_several_calls_with_weights_of_their_own() -> None:
+    text = """
+    agraph (double[N,4,4,4] x) => (double[N,4,4,4] y)
+    {
+      [one] a = f.block (x, w, bn_g, bn_b, bn_m, bn_v)
+      [two] c = f.block (a, w, o_g, o_b, o_m, o_v)
+      [three] y = f.block (c, u, bn_g, bn_b, bn_m, bn_v)
+    }
+    """
+    constants = {"w": random(4, 4, 1, 1), "u": random(4, 4, 1, 1, seed=4)}
+    folded = fold(parse(HEADER + text + ARGUMENTS, **constants, **batch_norm(4), **batch_norm(4, "o")))
+    assert (folded.codes, folded.plan.batch_norms_folded) == ([], 3)
+
+
+def test_nested_functions() -> None:
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { y = f.outer (x, w, bn_g, bn_b, bn_m, bn_v) }
+    <domain: "f", opset_import: ["" : 17, "f" : 1]>
+    outer (a, w, g, b, m, v) => (r) { q = f.block (a, w, g, b, m, v) r = Relu (q) }
+    """
+    folded = fold(parse(HEADER + text + ARGUMENTS, w=random(4, 3, 1, 1), **batch_norm(4)))
+    assert folded.codes == []
+
+
+@pytest.mark.parametrize("step", ["Identity (w)", "CastLike (w, a)", "Transpose <perm=[0,1,3,2]> (w)"])
+def test_arguments_that_pass_through_an_expression_first(step: str) -> None:
+    text = "agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { y = f.block (x, w, bn_g, bn_b, bn_m, bn_v) }"
+    function = ARGUMENTS.replace("c = Conv (a, w)", f"k = {step}\n c = Conv (a, k)")
+    folded = fold(parse(HEADER + text + function, w=random(4, 3, 1, 1), **batch_norm(4)))
+    assert folded.codes == []
+
+
+def test_attributes_as_arguments() -> None:
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,2,2] y)
+    {
+      y = f.block <eps = 0.25, strides = [2, 2]> (x)
+    }
+    <domain: "f", opset_import: ["" : 17]>
+    block <eps, strides> (a) => (r)
+    {
+      c = Conv <strides: ints = @strides> (a, w)
+      r = BatchNormalization <epsilon: float = @eps> (c, g, b, m, v)
+    }
+    """
+    model = parse(HEADER + text)
+    parameters = batch_norm(4)
+    constants = {"w": random(4, 3, 1, 1), **{name[-1]: array for name, array in parameters.items()}}
+    insert_constants(model.functions[0], constants)
+    folded = fold(model)
+    assert (folded.codes, folded.count("BatchNormalization")) == ([], 0)
+
+
+def test_an_attribute_with_a_default() -> None:
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { y = f.block (x, w, bn_g, bn_b, bn_m, bn_v) }
+    <domain: "f", opset_import: ["" : 17]>
+    block <eps: float = 0.5> (a, w, g, b, m, v) => (r)
+    {
+      c = Conv (a, w)
+      r = BatchNormalization <epsilon: float = @eps> (c, g, b, m, v)
+    }
+    """
+    assert fold(parse(HEADER + text, w=random(4, 3, 1, 1), **batch_norm(4))).codes == []
+
+
+def insert_constants(function: onnx.FunctionProto, constants: dict[str, np.ndarray]) -> None:
+    for name, array in constants.items():
+        function.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
+
+
+OWN_WEIGHTS = """
+agraph (double[N,3,4,4] x) => (double[N,4,4,4] y, double[N,4,4,4] z)
+{
+  [one] y = f.block (x)
+  [two] a = Neg (x)
+  [three] z = f.block (a)
+}
+<domain: "f", opset_import: ["" : 17]>
+block (a) => (r)
+{
+  [conv] c = Conv (a, w)
+  [bn] r = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)
+}
+"""
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_function_with_its_own_weights_is_folded_where_it_stands(large: bool) -> None:
+    text = OWN_WEIGHTS.replace("N,3,", "N,40,") if large else OWN_WEIGHTS
+    model = parse(HEADER + text)
+    insert_constants(model.functions[0], {"w": random(4, 40 if large else 3, 1, 1), **batch_norm(4)})
+    folded = fold(model)
+    assert (folded.codes, len(folded.model.functions), folded.count("BatchNormalization")) == ([], 1, 0)
+    assert [node.name for node in folded.model.graph.node] == ["one", "two", "three"]
+    assert folded.plan.folds[0].nodes == ("f.block/bn",)
+
+
+def test_a_matmul_in_a_function_gains_its_add_there() -> None:
+    text = """
+    agraph (double[N,5] x) => (double[N,4] y) { y = f.block (x) }
+    <domain: "f", opset_import: ["" : 17]>
+    block (a) => (r)
+    {
+      c = MatMul (a, w)
+      d = Add (bias, c)
+      r = Identity (d)
+    }
+    """
+    model = parse(HEADER + text.replace("r = Identity (d)", "r = BatchNormalization (d, bn_g, bn_b, bn_m, bn_v)"))
+    insert_constants(model.functions[0], {"w": random(5, 4), "bias": random(4), **batch_norm(4)})
+    # Nothing says the rank of `a` inside the function.
+    assert fold(model, leftover="keep").codes in ([], ["unknown_rank"])
+
+
+def test_a_nested_graph_in_a_function() -> None:
+    text = """
+    agraph (double[2,3,4,4] x, bool p) => (double[2,4,4,4] y) { y = f.block (x, p) }
+    <domain: "f", opset_import: ["" : 17]>
+    block (a, p) => (r)
+    {
+      r = If (p) <then_branch = t () => (double[2,4,4,4] r1)
+                    { c = Conv (a, w) r1 = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v) },
+                  else_branch = e () => (double[2,4,4,4] r2) { r2 = Conv (a, w) }>
+    }
+    """
+    model = parse(HEADER + text)
+    insert_constants(model.functions[0], {"w": random(4, 3, 1, 1), **batch_norm(4)})
+    assert fold(model).codes == []
+
+
+def test_an_opset_of_its_own() -> None:
+    """A function is written in the opset that it imports, whatever the model imports."""
+    model = parse(HEADER.replace('"" : 17', '"" : 18') + OWN_WEIGHTS)
+    insert_constants(model.functions[0], {"w": random(4, 3, 1, 1), **batch_norm(4)})
+    assert fold(model, compare=False).codes == []
+
+
+def test_weights_as_arguments_and_an_opset_of_its_own() -> None:
+    """onnx's inliner does not mix opsets: such a function is left with a reason, or folded, never a crash or a hang."""
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y)
+    {
+      y = f.block (x, w, bn_g, bn_b, bn_m, bn_v)
+    }
+    """
+    model = parse(HEADER.replace('"" : 17', '"" : 18') + text + ARGUMENTS, w=random(4, 3, 1, 1), **batch_norm(4))
+    onnx.checker.check_model(model, full_check=True)
+    codes = [str(left.code) for left in bnfold.fold(model).plan.left]
+    assert codes in ([], ["parameters_not_constant"])
+
+
+def test_a_function_that_nothing_calls() -> None:
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y)
+    {
+      c = Conv (x, w)
+      y = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)
+    }
+    """
+    folded = fold(parse(HEADER + text + ARGUMENTS, w=random(4, 3, 1, 1), **batch_norm(4)))
+    assert (folded.plan.batch_norms_folded, folded.plan.batch_norms_left) in ((1, 0), (1, 1))
+
+
+UNRELATED = """
+<domain: "f", opset_import: ["" : 17]>
+attend (q, k) => (r) { r = MatMul (q, k) }
+"""
+
+
+@pytest.mark.parametrize("mode", ["folds", "stays"])
+def test_functions_that_have_nothing_to_do_with_a_bn_survive(mode: str) -> None:
+    """A product of two activations takes no weights from anybody."""
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y)
+    {
+      [call] a = f.attend (x, x)
+      c = Conv (a, w)
+      b = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)
+      y = Relu (b)
+    }
+    """
+    text = text.replace("c = Conv (a, w)", "c1 = Conv (a, w)\n c = Relu (c1)") if mode == "stays" else text
+    model = parse(HEADER + text + UNRELATED, w=random(4, 3, 1, 1), **batch_norm(4))
+    folded = fold(model, leftover="keep")
+    assert [function.name for function in folded.model.functions] == ["attend"]
+    if mode == "stays":
+        assert folded.model.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+def test_a_bn_of_an_unknown_type_in_a_function_has_an_honest_reason() -> None:
+    """Two BNs in a function that says no types: that they cannot be composed has nothing to do with overflow."""
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { y = f.block (x) }
+    <domain: "f", opset_import: ["" : 17]>
+    block (a) => (r)
+    {
+      c = Conv (a, w)
+      d = Relu (c)
+      e = BatchNormalization (d, bn_g, bn_b, bn_m, bn_v)
+      h = BatchNormalization (e, bn_g, bn_b, bn_m, bn_v)
+      r = Relu (h)
+    }
+    """
+    model = parse(HEADER + text)
+    insert_constants(model.functions[0], {"w": random(4, 3, 1, 1), **batch_norm(4)})
+    assert "overflow" not in fold(model).codes
+
+
+def test_functions_of_two_overloads() -> None:
+    text = """
+    agraph (double[N,3,4,4] x) => (double[N,4,4,4] y) { y = f.block (x) }
+    <domain: "f", opset_import: ["" : 17]>
+    block (a) => (r) { c = Conv (a, w) r = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v) }
+    """
+    model = parse(HEADER + text)
+    insert_constants(model.functions[0], {"w": random(4, 3, 1, 1), **batch_norm(4)})
+    other = model.functions.add()
+    other.CopyFrom(model.functions[0])
+    other.overload = "other"
+    call = model.graph.node.add()
+    call.CopyFrom(model.graph.node[0])
+    call.overload, call.output[0] = "other", "z"
+    model.graph.output.add().CopyFrom(model.graph.output[0])
+    model.graph.output[1].name = "z"
+    folded = fold(model, compare=False)
+    assert (folded.codes, folded.plan.batch_norms_folded) == ([], 2)
