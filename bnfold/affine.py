@@ -70,6 +70,11 @@ class Affine:
         """The rank of the value that this affine acts on."""
         return self.scale.ndim
 
+    @property
+    def varying_axes(self) -> int:
+        """Along how many axes it is not constant."""
+        return len([size for size in np.broadcast_shapes(self.scale.shape, self.shift.shape) if size > 1])
+
     def then(self, following: "Affine") -> "Affine":
         """The affine that applies this one first and `following` to its result."""
         with np.errstate(over="ignore", invalid="ignore"):

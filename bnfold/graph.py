@@ -7,8 +7,12 @@ is decided by `bnfold.planner` with the table in `bnfold.rules`. Nothing here kn
 Constants are not values: they are inside the nodes (weights in a `LinearMap`, parameters in an `Affine`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.affine import Affine
 from bnfold.weights import LinearMap
@@ -18,6 +22,7 @@ class Kind(StrEnum):
     """What an affine was in the model."""
 
     BATCH_NORM = "batch_norm"
+    AFFINE = "affine"
 
 
 class StopCode(StrEnum):
@@ -38,6 +43,10 @@ class StopCode(StrEnum):
     UNUSED = "unused"
     NO_RULE = "no_rule"
     NONLINEAR = "nonlinear"
+    NEGATIVE_SCALE = "negative_scale"
+    VARIES = "varies"
+    BROADCAST = "broadcast"
+    SHIFT = "shift"
     WEIGHT_NOT_CONSTANT = "weight_not_constant"
     QUANTIZED_WEIGHT = "quantized_weight"
     WEIGHT_DTYPE = "weight_dtype"
@@ -64,7 +73,97 @@ class Op(StrEnum):
     """The operators that `bnfold.rules` has a row for; everything else is `OPAQUE`."""
 
     IDENTITY = "identity"
+    TRANSPOSE = "transpose"
+    RESHAPE = "reshape"
+    CONCAT = "concat"
+    PICK = "pick"
+    GATHER = "gather"
+    EXPAND = "expand"
+    ADD = "add"
+    MUL = "mul"
+    DIV = "div"
+    AVERAGE = "average"
+    SUM = "sum"
+    MAXIMUM = "maximum"
+    RELU = "relu"
+    RESAMPLE = "resample"
+    ZERO_PAD = "zero_pad"
+    DEPTH_TO_SPACE = "depth_to_space"
+    SPACE_TO_DEPTH = "space_to_depth"
     OPAQUE = "opaque"
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """Transpose: output axis i is input axis `axes[i]`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Concat along `axis`, counted from the left."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picked:
+    """Slice and Split: which elements of the input each output takes.
+
+    Attributes:
+        outputs: For each output, the axes that are cut, counted from the left, with the positions taken along each;
+            None where they are not known.
+    """
+
+    outputs: tuple[Mapping[int, NDArray[np.int64] | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Gather: `axis`, counted from the left, is replaced by the `rank` axes of the indices; `indices` if known."""
+
+    axis: int
+    rank: int
+    indices: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """Add, Sub and Sum: what each input is multiplied by, 1 or -1."""
+
+    signs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Pooling, reductions, resizing and padding: the axes, counted from the left, whose elements are mixed.
+
+    Attributes:
+        axes: The axes of the input.
+        keep: Whether they are still there, perhaps with another size, in the output.
+        counts_padding: Whether zeros of a padding take part in an average.
+    """
+
+    axes: frozenset[int]
+    keep: bool = True
+    counts_padding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """DepthToSpace and SpaceToDepth.
+
+    Attributes:
+        size: The side of a block.
+        depth_last: Whether the channel of the wider image varies fastest in the deeper one (mode DCR).
+    """
+
+    size: int
+    depth_last: bool
+
+
+Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +197,8 @@ class Node:
     Attributes:
         name: Unique in the graph; what reports show.
         op_type: The operator's name in the model.
-        inputs: The values read, without constants.
+        inputs: The values read, without constants; for a row of the table, those that it moves affines to.
+        also_reads: Other values read, such as the shape that a Reshape is given.
         outputs: The values computed.
         handle: What the front-end needs to find the node again.
     """
@@ -106,6 +206,7 @@ class Node:
     name: str
     op_type: str
     inputs: tuple[Value, ...] = ()
+    also_reads: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
     handle: object = None
 
@@ -138,10 +239,12 @@ class OpNode(Node):
 
     Attributes:
         op: Which row of the table it has.
+        parameters: What that row needs to know.
         stop: A more specific reason why nothing passes, or None.
     """
 
     op: Op = Op.OPAQUE
+    parameters: Parameters | None = None
     stop: Stop | None = None
 
 
@@ -154,7 +257,7 @@ class Graph:
     def add(self, node: Node) -> None:
         """Appends a node and links its values to it."""
         self.nodes.append(node)
-        for value in node.inputs:
+        for value in (*node.inputs, *node.also_reads):
             value.uses.append(node)
         for value in node.outputs:
             value.producer = node

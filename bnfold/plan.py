@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bnfold.affine import Affine
-from bnfold.graph import AffineNode, Kind, MapNode, Node, OpNode, StopCode
+from bnfold.graph import AffineNode, Kind, MapNode, Node, StopCode, Value
 from bnfold.weights import Folding
 
 
@@ -14,6 +14,7 @@ class Direction(StrEnum):
 
     BACKWARD = "backward"
     FORWARD = "forward"
+    BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,10 @@ class Fold:
     Attributes:
         nodes: The name of the affine's node.
         kind: What it was in the model.
-        direction: Backward, into what computes its input, or forward, into what reads its output.
+        direction: Backward, into what computes its input; forward, into what reads its output; both, with the scale
+            backward and the shift forward.
         path: The names of the nodes it passes on the way, nearest first.
-        targets: The names of the linear maps that hold it in the end.
+        targets: The names of the linear maps, or of larger constants, that hold it in the end.
     """
 
     nodes: tuple[str, ...]
@@ -44,28 +46,35 @@ class Left:
         kind: What it was in the model.
         code: The reason, stable, for programs.
         reason: The reason, a sentence, for people.
+        batch_norms: How many of the nodes are batch norms; spelled-out affines may be composed into one.
     """
 
     nodes: tuple[str, ...]
     kind: Kind
     code: StopCode
     reason: str
+    batch_norms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One affine that goes away, for the front-end that carries the plan out; steps count in their order.
 
+    Its input and its output become one tensor. Going backward leaves that tensor with the value of the output, going
+    forward with that of the input, going both ways with neither.
+
     Attributes:
         source: The node that goes away.
         direction: Where its affine goes.
-        passed: The nodes whose outputs change because it moves past them.
+        changed: Values, besides the affine's own, that are no longer what they were.
+        passed: The nodes that it moves past.
         targets: The maps or affines that take it.
     """
 
     source: AffineNode
     direction: Direction
-    passed: tuple[OpNode, ...]
+    changed: tuple[Value, ...]
+    passed: tuple[Node, ...]
     targets: tuple[Node, ...]
 
 
@@ -75,7 +84,7 @@ class Plan:
 
     Attributes:
         folds: The affines that end up in weights.
-        left: The affines that stay, each with its reason.
+        left: The affines that stay, each with its reason; spelled-out ones only next to a linear map.
         steps: What has to be rewired, in order.
         foldings: The maps whose weights change, with what they absorb.
         leftovers: The affines that stay as an operation of their own, with what was composed into them.
@@ -95,9 +104,9 @@ class Plan:
     @property
     def batch_norms_folded(self) -> int:
         """How many of them end up in weights."""
-        return sum(len(fold.nodes) for fold in self.folds if fold.kind is Kind.BATCH_NORM)
+        return len([fold for fold in self.folds if fold.kind is Kind.BATCH_NORM])
 
     @property
     def batch_norms_left(self) -> int:
         """How many of them stay."""
-        return sum(len(left.nodes) for left in self.left if left.kind is Kind.BATCH_NORM)
+        return sum(left.batch_norms for left in self.left)

@@ -1,26 +1,31 @@
 """The search: where each affine of a graph can go, by the rules of `bnfold.rules`.
 
-An affine first tries to go backward, into the linear map that computes its input, then forward, into everything that
-reads its output; what neither takes is composed into the affines that follow. This repeats until nothing moves.
+An affine first tries to go backward, into the linear maps that compute its input, then forward, into everything that
+reads its output, then with its scale backward and its shift forward. What stays is composed into what
+follows it. This repeats until nothing moves.
 
-The graph is only read. What has moved so far is kept beside it: an affine that is gone makes its input and its output
-one tensor, so producers and uses are looked up through the affines that are gone.
+The graph is only read; what has moved so far is kept beside it, in `bnfold.tensors`.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
+
+import numpy as np
 
 from bnfold.affine import Affine
 from bnfold.errors import UsageError
-from bnfold.graph import AffineNode, Graph, MapNode, Node, OpNode, Stop, StopCode, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode
+from bnfold.moves import Forward, Route, listed, pull
 from bnfold.plan import Direction, Fold, Left, Plan, Step
-from bnfold.rules import TABLE
+from bnfold.rounding import Float64Array
+from bnfold.rules import Part
+from bnfold.tensors import Tensors
 from bnfold.weights import Folding
 
 _SAYS_LITTLE = frozenset({StopCode.MODEL_INPUT, StopCode.MODEL_OUTPUT, StopCode.NO_RULE, StopCode.NONLINEAR})
+_REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
+_NORMALISERS = frozenset({"Div", "Mul", "LayerNormalization", "InstanceNormalization", "GroupNormalization"})
 
 
 def plan(graph: Graph, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), compose: bool = True) -> Plan:
@@ -58,61 +63,12 @@ def plan(graph: Graph, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """A way for an affine, all of it: what it passes and what its ends become."""
+    """A way for an affine, all of it: the routes of its parts, and what becomes of their ends."""
 
     direction: Direction
-    passed: tuple[OpNode, ...] = ()
-    foldings: tuple[tuple[MapNode, Folding], ...] = ()
-    composed: tuple[tuple[AffineNode, Affine], ...] = ()
-
-    def __add__(self, other: "_Move") -> "_Move":
-        return _Move(
-            self.direction,
-            self.passed + other.passed,
-            self.foldings + other.foldings,
-            self.composed + other.composed,
-        )
-
-    @property
-    def targets(self) -> tuple[Node, ...]:
-        return tuple(node for node, _ in self.foldings) + tuple(node for node, _ in self.composed)
-
-
-class _Tensors:
-    """The values of a graph as tensors: an affine that is gone makes its input and its output one tensor."""
-
-    def __init__(self) -> None:
-        self._parents: dict[Value, Value] = {}
-        self._uses: dict[Value, Counter[Node]] = {}
-        self._observed: dict[Value, Value | None] = {}
-
-    def root(self, value: Value) -> Value:
-        """The first value of the tensor that `value` is part of."""
-        root = value
-        while root in self._parents:
-            root = self._parents[root]
-        while value is not root:
-            self._parents[value], value = root, self._parents[value]
-        return root
-
-    def uses(self, root: Value) -> Counter[Node]:
-        """The nodes that read a tensor, and how many times each."""
-        if root not in self._uses:
-            self._uses[root] = Counter(root.uses)
-        return self._uses[root]
-
-    def observed(self, root: Value) -> Value | None:
-        """The value as which a tensor is seen from outside the graph, if it is."""
-        return self._observed.get(root, root if root.observer is not None else None)
-
-    def remove(self, node: AffineNode) -> None:
-        """Makes the input and the output of an affine one tensor."""
-        source, target = self.root(node.inputs[0]), self.root(node.outputs[0])
-        uses = self.uses(source)
-        del uses[node]
-        uses.update(self.uses(target))
-        self._observed[source] = self.observed(source) or self.observed(target)
-        self._parents[target] = source
+    routes: tuple[Route, ...]
+    foldings: dict[MapNode, Folding]
+    affines: dict[AffineNode, Affine]
 
 
 class _Search:
@@ -125,7 +81,8 @@ class _Search:
             for node in self._nodes
             if node.affine is not None and node.stop is None and node not in skipped
         }
-        self._tensors = _Tensors()
+        self._tensors = Tensors()
+        self._forward = Forward(graph, self._tensors)
         self._foldings: dict[MapNode, Folding] = {}
         self._steps: dict[AffineNode, Step] = {}
 
@@ -133,59 +90,110 @@ class _Search:
         """Moves every affine that can end in linear maps; says whether any did."""
         moved = False
         for node in [*self._affines]:
-            move = self._backward(node)
-            if isinstance(move, Stop):
-                move = self._forward(node, compose=False)
-            moved |= self._commit(node, move)
+            moved |= self._commit(node, self._move_backward(node))
+        moved |= self._split_together()
+        # What is read last goes first, so that a chain in front of a map needs one round.
+        for node in reversed([*self._affines]):
+            move = self._move_forward(node)
+            moved |= self._commit(node, self._move_both_ways(node) if isinstance(move, Stop) else move)
         return moved
 
+    def _split_together(self) -> bool:
+        """Moves the shifts of all BNs on a residual stream forward in one sweep, and their scales backward.
+
+        One by one would take the square of their number: each shift travels down the whole stream.
+        """
+        ends = _Ends(self._affines, compose=False)
+        shifts: dict[AffineNode, Float64Array] = {}
+        scales: dict[AffineNode, Route] = {}
+        for node in self._affines:
+            parts = self._parts(node)
+            leaves = Part.SHIFT in parts and self._forward.may_leave(node, Part.SHIFT)
+            if node.kind is not Kind.BATCH_NORM or not leaves:
+                continue
+            scale = parts.get(Part.SCALE)
+            route = Route() if scale is None else pull(self._tensors, node, scale, Part.SCALE, ends)
+            if isinstance(route, Route):
+                shifts[node], scales[node] = parts[Part.SHIFT], route
+        sweep = self._forward.push(shifts, Part.SHIFT, ends) if len(shifts) > 1 else None
+        if not isinstance(sweep, Route) or sweep.affines:
+            return False
+        foldings: dict[MapNode, Folding] = {}
+        for route in scales.values():
+            self._absorb(foldings, {Part.SCALE: route}, Direction.BACKWARD)
+        self._absorb(foldings, {Part.SHIFT: sweep}, Direction.FORWARD)
+        if any(route.affines for route in scales.values()) or self._cannot_hold(foldings, more_work=len(shifts)):
+            return False
+        for node, route in scales.items():
+            direction = Direction.BOTH if route.maps else Direction.FORWARD
+            self._commit(node, _Move(direction, (route, sweep), foldings, {}))
+        return True
+
     def compose_all(self) -> bool:
-        """Merges affines into the affines that follow them; says whether any were."""
-        moved = False
-        for node in [*self._affines] if self._compose else ():
-            moved |= self._commit(node, self._forward(node, compose=True))
-        return moved
+        """Merges affines into the affines next to them; says whether any were."""
+        if not self._compose:
+            return False
+        moved = [self._commit(node, self._move_forward(node, compose=True)) for node in [*self._affines]]
+        if not any(moved):
+            moved = [self._commit(node, self._move_backward(node, compose=True)) for node in [*self._affines]]
+        return any(moved)
 
     def result(self) -> Plan:
         """The plan for what has been decided."""
         ends = self._ends()
-        left_with: dict[AffineNode, list[str]] = {node: [] for node in self._nodes if node not in self._steps}
+        left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in self._nodes if node not in self._steps}
         folds = []
         for node in self._nodes:
-            stays_in = next((end for end in ends[node] if isinstance(end, AffineNode)), None)
-            if stays_in is not None:
-                left_with[stays_in].append(node.name)
+            stays_in = next((end for end in ends[node] if end in left_with and self._is_composed(node, end)), None)
+            if isinstance(stays_in, AffineNode):
+                left_with[stays_in].append(node)
                 continue
             step = self._steps[node]
             path = tuple(passed.name for passed in step.passed)
             targets = tuple(end.name for end in ends[node])
             folds.append(Fold((node.name,), node.kind, step.direction, path, targets))
         left = []
-        for node, names in left_with.items():
-            stop = self._why(node)
-            left.append(Left(tuple(names), node.kind, stop.code, stop.reason))
+        for node, composed in left_with.items():
+            if node.kind is Kind.BATCH_NORM or self._is_worth_a_word(node):
+                stop = self._why(node)
+                names = tuple(part.name for part in composed)
+                batch_norms = len([part for part in composed if part.kind is Kind.BATCH_NORM])
+                left.append(Left(names, node.kind, stop.code, stop.reason, batch_norms))
         return Plan(tuple(folds), tuple(left), tuple(self._steps.values()), dict(self._foldings), dict(self._affines))
 
     def _commit(self, node: AffineNode, move: "_Move | Stop") -> bool:
         if isinstance(move, Stop):
             return False
-        self._steps[node] = Step(node, move.direction, move.passed, move.targets)
+        changed = tuple(dict.fromkeys(value for route in move.routes for value in route.changed))
+        passed = tuple(dict.fromkeys(other for route in move.routes for other in route.passed))
         self._foldings.update(move.foldings)
-        self._affines.update(move.composed)
+        self._affines.update(move.affines)
+        self._steps[node] = Step(node, move.direction, changed, passed, (*move.foldings, *move.affines))
         del self._affines[node]
         self._tensors.remove(node)
         return True
 
-    def _ends(self) -> dict[AffineNode, list[Node]]:
+    def _ends(self) -> dict[Node, list[Node]]:
         """Where each affine is now: in its own node, or in the maps and affines that took it."""
-        ends: dict[AffineNode, list[Node]] = {}
-        for node in reversed(self._nodes):  # an affine is composed only into later ones
-            step = self._steps.get(node)
-            found: list[Node] = [node] if step is None else []
-            for target in () if step is None else step.targets:
-                found += ends[target] if isinstance(target, AffineNode) else [target]
+        ends: dict[Node, list[Node]] = {node: [node] for node in self._nodes if node not in self._steps}
+        for node, step in reversed(self._steps.items()):  # what took it is gone only later, if at all
+            found = (end for target in step.targets for end in ends.get(target, [target]))
             ends[node] = [*dict.fromkeys(found)]
         return ends
+
+    def _is_composed(self, node: AffineNode, end: Node) -> bool:
+        """Whether an affine is part of another that stays; a constant that took its shift is not one."""
+        return node is end or not (isinstance(end, AffineNode) and _varies_widely(end))
+
+    def _is_worth_a_word(self, node: AffineNode) -> bool:
+        """Whether a spelled-out affine that stays is listed: if per-channel, next to a linear map, and by itself."""
+        if node not in self._affines or self._affines[node].varying_axes != 1:
+            return False
+        if self._may_go(node, Direction.FORWARD) is not None:
+            return False
+        readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
+        producer = self._tensors.root(node.inputs[0]).producer
+        return isinstance(producer, MapNode) or any(isinstance(reader, MapNode) for reader in readers)
 
     def _why(self, node: AffineNode) -> Stop:
         """The reason that an affine stays."""
@@ -193,7 +201,7 @@ class _Search:
             return node.stop
         if node in self._skipped:
             return Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
-        backward, forward = self._backward(node), self._forward(node, compose=self._compose)
+        backward, forward = self._move_backward(node), self._move_forward(node, compose=self._compose)
         if not (isinstance(backward, Stop) and isinstance(forward, Stop)):
             message = f"'{node.name}' can still move after the search has ended"
             raise AssertionError(message)
@@ -201,120 +209,173 @@ class _Search:
         code = forward.code if vague else backward.code
         return Stop(code, f"backward: {backward.reason}; forward: {forward.reason}")
 
-    def _backward(self, node: AffineNode) -> "_Move | Stop":
-        """Moves an affine into what computes its input; the region that it crosses is a tree."""
-        total = _Move(Direction.BACKWARD)
-        waiting: list[tuple[Value, Affine, Node]] = [(node.inputs[0], self._affines[node], node)]
-        while waiting:
-            value, affine, reader = waiting.pop()
-            root = self._tensors.root(value)
-            stop = self._seen_by_others(root, reader)
-            if stop is not None:
-                return stop
-            match root.producer:
-                case None:
-                    return root.source
-                case MapNode() as linear:
-                    move = self._absorb(linear, affine, Direction.BACKWARD)
-                    if isinstance(move, Stop):
-                        return move
-                    total += move
-                case OpNode() as passed:
-                    parts = TABLE[passed.op].backward(passed, affine)
-                    if isinstance(parts, Stop):
-                        return parts
-                    total += _Move(Direction.BACKWARD, (passed,))
-                    waiting += [(*pair, passed) for pair in zip(passed.inputs, parts, strict=True)]
-                case Node() as other:
-                    return Stop(StopCode.NO_RULE, f"its input comes from {other.op_type} '{other.name}', which stays")
-        return total
+    def _parts(self, node: AffineNode) -> dict[Part, Float64Array]:
+        """The parts of an affine that do anything."""
+        affine = self._affines[node]
+        parts = {Part.SCALE: affine.scale, Part.SHIFT: affine.shift}
+        active = {part: array for part, array in parts.items() if (array != part.neutral).any()}
+        return active or {Part.SCALE: affine.scale}
 
-    def _seen_by_others(self, root: Value, reader: Node) -> Stop | None:
-        """Why a tensor must keep its value: somebody reads it besides one use by `reader`."""
-        if root.producer is None:
-            return None
-        seen = self._tensors.observed(root)
-        if seen is not None and seen.observer is not None:
-            output = f"'{seen.name}', the output of '{root.producer.name}',"
-            return Stop(seen.observer.code, f"{output} {seen.observer.reason}")
-        uses = self._tensors.uses(root)
-        if len(uses) == 1 and uses[reader] == 1:
-            return None
-        others = (user.name for user in uses if user is not reader)
-        who = _listed(others, len(uses) - 1) if len(uses) > 1 else "the same node a second time"
-        of = f"the output of {root.producer.op_type} '{root.producer.name}'"
-        return Stop(StopCode.OTHER_CONSUMERS, f"{of} is also read by {who}")
+    def _move_backward(self, node: AffineNode, *, compose: bool = False) -> "_Move | Stop":
+        stop = self._may_go(node, Direction.BACKWARD)
+        routes = stop or self._routes(node, dict.fromkeys(Part, Direction.BACKWARD), compose=compose)
+        return routes if isinstance(routes, Stop) else self._ended(node, Direction.BACKWARD, routes)
 
-    def _forward(self, node: AffineNode, *, compose: bool) -> "_Move | Stop":
-        """Moves an affine into everything that reads its output."""
-        total = _Move(Direction.FORWARD)
-        waiting: list[tuple[Value, Affine]] = [(node.outputs[0], self._affines[node])]
-        while waiting:
-            value, affine = waiting.pop()
-            root = self._tensors.root(value)
-            seen = self._tensors.observed(root)
-            if seen is not None and seen.observer is not None:
-                return Stop(seen.observer.code, f"'{seen.name}' {seen.observer.reason}")
-            if not self._tensors.uses(root):
-                return Stop(StopCode.UNUSED, "nothing reads its output")
-            for user in self._tensors.uses(root):
-                if isinstance(user, OpNode):
-                    moved = TABLE[user.op].forward(user, affine)
-                    if isinstance(moved, Stop):
-                        return moved
-                    total += _Move(Direction.FORWARD, (user,))
-                    waiting.append((user.outputs[0], moved))
-                    continue
-                move = self._into_end(user, affine, compose=compose)
-                if isinstance(move, Stop):
-                    return move
-                total += move
-        more = [node.name for node, folding in total.foldings if folding.adds_work() and not self._has_worked(node)]
-        if len(more) > 1:
-            reason = f"{_listed(iter(more), len(more))} would each need an Add, {len(more)} for one that goes"
+    def _move_forward(self, node: AffineNode, *, compose: bool = False) -> "_Move | Stop":
+        stop = self._may_go(node, Direction.FORWARD)
+        routes = stop or self._routes(node, dict.fromkeys(Part, Direction.FORWARD), compose=compose)
+        return routes if isinstance(routes, Stop) else self._ended(node, Direction.FORWARD, routes)
+
+    def _move_both_ways(self, node: AffineNode) -> "_Move | Stop":
+        if len(self._parts(node)) < 2 or node.kind is not Kind.BATCH_NORM:
+            return Stop(StopCode.NO_RULE, "it has one part only")
+        ways = {Part.SCALE: Direction.BACKWARD, Part.SHIFT: Direction.FORWARD}
+        routes = self._routes(node, ways, compose=False)
+        return routes if isinstance(routes, Stop) else self._ended(node, Direction.BOTH, routes)
+
+    def _may_go(self, node: AffineNode, direction: Direction) -> Stop | None:
+        """Spelled-out affines that are part of something that runtimes recognise as a whole stay where they are."""
+        if node.kind is Kind.BATCH_NORM:
+            return None
+        affine = self._affines[node]
+        if affine.varying_axes > 1:
+            return Stop(StopCode.VARIES, "it varies along more than the channels")
+        root = self._tensors.root(node.inputs[0])
+        if affine.varying_axes == 0:
+            # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
+            producer = root.producer
+            right_before = isinstance(producer, MapNode) or producer in self._affines
+            readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
+            right_behind = all(reader in self._affines and reader.kind is Kind.BATCH_NORM for reader in readers)
+            if right_before if direction is Direction.BACKWARD else right_behind:
+                return None
+            return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right before it, or a BN")
+        while (isinstance(root.producer, AffineNode) and root.producer.kind is Kind.AFFINE) or (
+            isinstance(root.producer, OpNode) and root.producer.op in _REARRANGES
+        ):
+            root = self._tensors.root(root.producer.inputs[0])
+        if (
+            direction is Direction.FORWARD
+            and isinstance(root.producer, OpNode)
+            and root.producer.op_type in _NORMALISERS
+        ):
+            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{root.producer.name}'")
+        return None
+
+    def _routes(self, node: AffineNode, ways: dict[Part, Direction], *, compose: bool) -> dict[Part, Route] | Stop:
+        routes: dict[Part, Route] = {}
+        # The shift first: fewer operators let it pass, so its reason says more.
+        for part, array in sorted(self._parts(node).items(), reverse=True):
+            ends = _Ends(self._affines, compose=compose)
+            if ways[part] is Direction.BACKWARD:
+                route = pull(self._tensors, node, array, part, ends)
+            else:
+                route = self._forward.push({node: array}, part, ends)
+            if isinstance(route, Stop):
+                return route
+            routes[part] = route
+        return routes
+
+    def _ended(self, node: AffineNode, direction: Direction, routes: dict[Part, Route]) -> "_Move | Stop":
+        """What the ends of the routes hold then, if they can hold it."""
+        goes_back = {Direction.BACKWARD: {*Part}, Direction.FORWARD: set(), Direction.BOTH: {Part.SCALE}}[direction]
+        backward = {part: routes[part] for part in Part if part in routes and part in goes_back}
+        forward = {part: routes[part] for part in Part if part in routes and part not in goes_back}
+        foldings: dict[MapNode, Folding] = {}
+        self._absorb(foldings, backward, Direction.BACKWARD)
+        self._absorb(foldings, forward, Direction.FORWARD)
+        stop = self._cannot_hold(foldings, more_work=1 if node.kind is Kind.BATCH_NORM else 0)
+        affines = self._composed(backward, forward) if stop is None else stop
+        if isinstance(affines, Stop):
+            return affines
+        return _Move(direction, tuple(routes.values()), foldings, affines)
+
+    def _absorb(self, foldings: dict[MapNode, Folding], routes: dict[Part, Route], side: Direction) -> None:
+        """Lets the maps at the ends of some routes take what arrives there."""
+        for target in dict.fromkeys(target for route in routes.values() for target in route.maps):
+            linear = target.linear
+            size = linear.out_channels if side is Direction.BACKWARD else linear.in_channels
+            scale, shift = (routes[part].maps.get(target) if part in routes else None for part in Part)
+            affine = Affine(np.ones(size) if scale is None else scale, np.zeros(size) if shift is None else shift)
+            folding = foldings.get(target, self._foldings.get(target, Folding(linear)))
+            foldings[target] = (
+                folding.absorb_output(affine) if side is Direction.BACKWARD else folding.absorb_input(affine)
+            )
+
+    def _cannot_hold(self, foldings: dict[MapNode, Folding], *, more_work: int) -> Stop | None:
+        for target, folding in foldings.items():
+            if folding.shift_is_lost():
+                reason = f"{target.op_type} '{target.name}' {target.linear.partial_kernel}, and the shift is not zero"
+                return Stop(StopCode.PADDED_SHIFT, reason)
+            defect = folding.defect()
+            if defect is not None:
+                return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")
+        more = [
+            target.name
+            for target, folding in foldings.items()
+            if folding.adds_work() and not self._foldings.get(target, Folding(target.linear)).adds_work()
+        ]
+        if len(more) > more_work:
+            reason = f"{listed(iter(more), len(more))} would each need an Add, {len(more)} for one that goes"
             return Stop(StopCode.MORE_WORK, reason)
-        return total
+        return None
 
-    def _has_worked(self, node: MapNode) -> bool:
-        """Whether a map has been given an operation of its own already."""
-        folding = self._foldings.get(node)
-        return folding is not None and folding.adds_work()
+    def _composed(self, backward: dict[Part, Route], forward: dict[Part, Route]) -> dict[AffineNode, Affine] | Stop:
+        """The affines that stay, with what they take."""
+        affines: dict[AffineNode, Affine] = {}
+        for part, route in backward.items():
+            for target, array in route.affines.items():
+                present = affines.get(target, self._affines[target])
+                if part is Part.SHIFT:
+                    affines[target] = Affine(present.scale, present.shift + array)
+                else:  # past the Add of a constant, the scale goes on
+                    scale = present.scale if target.kind is Kind.AFFINE else present.scale * array
+                    affines[target] = Affine(scale, present.shift * array)
+        for target in dict.fromkeys(target for route in forward.values() for target in route.affines):
+            present = self._affines[target]
+            taken = [forward[part].affines.get(target) if part in forward else None for part in Part]
+            scale = np.ones((1,) * present.rank) if taken[0] is None else taken[0]
+            shift = np.zeros((1,) * present.rank) if taken[1] is None else taken[1]
+            affines[target] = Affine(scale, shift).then(present)
+        for target, affine in affines.items():
+            if _grows(self._affines[target], affine):
+                reason = f"'{target.name}' would vary along more axes than it does"
+                return Stop(StopCode.VARIES, reason)
+            if not affine.fits(target.inputs[0].dtype):
+                return Stop(StopCode.OVERFLOW, f"composed with '{target.name}' it cannot be stored")
+        return affines
 
-    def _into_end(self, user: Node, affine: Affine, *, compose: bool) -> "_Move | Stop":
-        if isinstance(user, MapNode):
-            return self._absorb(user, affine, Direction.FORWARD)
-        if compose and isinstance(user, AffineNode) and user in self._affines:
-            composed = affine.then(self._affines[user])
-            if not composed.fits(user.inputs[0].dtype):
-                return Stop(StopCode.OVERFLOW, f"composed with '{user.name}' it cannot be stored")
-            return _Move(Direction.FORWARD, composed=((user, composed),))
-        return Stop(StopCode.NO_RULE, f"its output goes to {user.op_type} '{user.name}', which stays")
 
-    def _absorb(self, node: MapNode, affine: Affine, direction: Direction) -> "_Move | Stop":
-        """Lets a linear map take an affine, if its weights can hold it."""
-        linear = node.linear
-        folding = self._foldings.get(node, Folding(linear))
-        backward = direction is Direction.BACKWARD
-        axis, size, side = (
-            (linear.output_axis, linear.out_channels, "output")
-            if backward
-            else (linear.input_axis, linear.in_channels, "input")
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """The affines that stay and may take others."""
+
+    affines: Mapping[AffineNode, Affine]
+    compose: bool
+
+    def takes(self, node: AffineNode) -> bool:
+        """Only a BN does: composing spelled-out affines makes no model smaller."""
+        return self.compose and node.kind is Kind.BATCH_NORM and node in self.affines
+
+    def takes_shift(self, node: AffineNode, shape: tuple[int, ...]) -> bool:
+        """An Add of a constant that already varies wherever the shift does."""
+        affine = self.affines.get(node)
+        if affine is None or not _varies_widely(node):
+            return False
+        return len(shape) == affine.rank and all(
+            size in (1, have) for size, have in zip(shape, affine.shift.shape, strict=True)
         )
-        vectors = affine.along(axis, size)
-        if vectors is None:
-            channels = f"{side} channels of {node.op_type} '{node.name}' (axis {axis}, size {size})"
-            reason = f"it does not act on the {channels}"
-            return Stop(StopCode.CHANNEL_AXIS, reason)
-        folding = folding.absorb_output(vectors) if backward else folding.absorb_input(vectors)
-        if folding.shift_is_lost():
-            reason = f"{node.op_type} '{node.name}' {linear.partial_kernel}, and the shift is not zero"
-            return Stop(StopCode.PADDED_SHIFT, reason)
-        defect = folding.defect()
-        if defect is not None:
-            return Stop(StopCode.OVERFLOW, f"{node.op_type} '{node.name}': {defect}")
-        return _Move(direction, foldings=((node, folding),))
 
 
-def _listed(names: Iterator[str], count: int, limit: int = 3) -> str:
-    shown = ", ".join(f"'{name}'" for name in islice(names, limit))
-    return shown if count <= limit else f"{shown} and {count - limit} more"
+def _grows(before: Affine, after: Affine) -> bool:
+    """Whether an affine varies along an axis along which it did not."""
+    old = np.broadcast_shapes(before.scale.shape, before.shift.shape)
+    new = np.broadcast_shapes(after.scale.shape, after.shift.shape)
+    return any(size > 1 and was == 1 for was, size in zip(old, new, strict=True))
+
+
+def _varies_widely(node: AffineNode) -> bool:
+    """Whether a node adds a constant that varies along several axes, as a position embedding does."""
+    if node.kind is Kind.BATCH_NORM or node.affine is None or not (node.affine.scale == 1).all():
+        return False
+    return node.affine.varying_axes > 1

@@ -36,6 +36,14 @@ def round_once(exact: Float64Array, dtype: DType) -> Array:
         return exact.astype(dtype)
 
 
+def round_into(target: Array, exact: Float64Array) -> None:
+    """Rounds float64 values into an array of a storage dtype, as `round_once` does."""
+    if target.dtype == BFLOAT16:
+        target[...] = round_once(exact, target.dtype)
+    else:
+        np.copyto(target, exact, casting="same_kind")
+
+
 def largest_finite(dtype: DType) -> float:
     """The largest finite value of a storage dtype."""
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]

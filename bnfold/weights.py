@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from bnfold.affine import Affine
-from bnfold.rounding import Array, DType, Float64Array, largest_finite, round_once
+from bnfold.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
 
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
@@ -144,14 +144,15 @@ class Folding:
         old = _as_rows(linear)
         new = np.empty_like(old)
         row_scale, column_scale = self._scales()
-        with np.errstate(over="ignore", invalid="ignore"):
-            for block in _row_blocks(old):
-                exact = old[block].astype(np.float64)
-                if row_scale is not None:
-                    exact *= row_scale[block]
+        blocks = [*_row_blocks(old)]
+        wide = np.empty(old[blocks[0]].shape) if blocks else np.empty(0)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for block in blocks:
+                exact = wide[: len(old[block])]
+                np.multiply(old[block], 1.0 if row_scale is None else row_scale[block], out=exact, dtype=np.float64)
                 if column_scale is not None:
                     exact *= column_scale if len(column_scale) == 1 else column_scale[block]
-                new[block] = round_once(exact, old.dtype)
+                round_into(new[block], exact)
         return new.reshape(linear.weight.shape)
 
     def bias(self) -> Array | None:

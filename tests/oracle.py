@@ -71,9 +71,10 @@ def evaluate(
         for name, array in feeds.items()
     }
     evaluator = DoubleEvaluator(model, new_ops=operators)
-    if intermediate:
-        return evaluator.run(None, typed, intermediate=True)
-    return dict(zip(evaluator.output_names, evaluator.run(None, typed), strict=True))
+    with oracle_ops.one_thread():
+        if intermediate:
+            return evaluator.run(None, typed, intermediate=True)
+        return dict(zip(evaluator.output_names, evaluator.run(None, typed), strict=True))
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

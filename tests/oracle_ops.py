@@ -5,7 +5,8 @@ of the input. Not right: BatchNormalization before opset 14 normalises by the ba
 float32; GroupNormalization computes in its `stash_type`.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 Pads = list[tuple[int, int]]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps PyTorch on one thread: on networks this small two are slower, and many times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _spatial_pads(
@@ -41,6 +53,11 @@ def _spatial_pads(
     return list(zip(pads[:rank], pads[rank:], strict=True))
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    """A copy, of views with negative strides (Slice) as well."""
+    return torch.tensor(array.copy())
+
+
 def _pad(x: Tensor, pads: Pads, value: float) -> Tensor:
     return functional.pad(x, [amount for pair in reversed(pads) for amount in pair], value=value)
 
@@ -63,9 +80,9 @@ class Conv(OpRun):
         spatial = _spatial_pads(auto_pad, pads, x.shape[2:], weight.shape[2:], strides, dilations)
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
         y = convolve(
-            _pad(torch.tensor(x), spatial, 0.0),
-            torch.tensor(weight),
-            None if bias is None else torch.tensor(bias),
+            _pad(_tensor(x), spatial, 0.0),
+            _tensor(weight),
+            None if bias is None else _tensor(bias),
             stride=strides,
             dilation=dilations,
             groups=group or 1,
@@ -94,9 +111,9 @@ class ConvTranspose(OpRun):
         pads = list(pads or [0] * (2 * rank))
         convolve = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
         y = convolve(
-            torch.tensor(x),
-            torch.tensor(weight),
-            None if bias is None else torch.tensor(bias),
+            _tensor(x),
+            _tensor(weight),
+            None if bias is None else _tensor(bias),
             stride=strides or [1] * rank,
             output_padding=output_padding or [0] * rank,
             dilation=dilations or [1] * rank,
@@ -123,7 +140,7 @@ def _pool(
     strides = attributes.get("strides") or [1] * rank
     dilations = attributes.get("dilations") or [1] * rank
     pads = _spatial_pads(attributes.get("auto_pad"), attributes.get("pads"), x.shape[2:], kernel, strides, dilations)
-    y = _pad(torch.tensor(x), pads, value)
+    y = _pad(_tensor(x), pads, value)
     for axis in range(rank):
         dimension, extent = axis + 2, (kernel[axis] - 1) * dilations[axis] + 1
         free = y.shape[dimension] - extent

@@ -465,7 +465,10 @@ def test_other_consumers(readers: int, text: str) -> None:
 
 def test_a_value_that_one_node_reads_twice_has_two_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     """`x + x` in front of an affine, with a row that gives a part to each input."""
-    row = Row(backward=lambda node, affine: (affine,) * len(node.inputs), forward=lambda _, affine: affine)
+    row = Row(
+        backward=lambda node, _, array, __: [(array,) * len(node.inputs)],
+        forward=lambda _, arrays, __: arrays,
+    )
     monkeypatch.setitem(TABLE, Op.IDENTITY, row)
     build = Builder()
     x = build.conv(build.input(), "conv")
@@ -537,7 +540,7 @@ def test_a_batch_norm_that_is_no_affine_keeps_its_reason() -> None:
     stop = Stop(StopCode.TRAINING_MODE, "it normalises with the statistics of the batch")
     x = build.batch_norm(build.conv(build.input(), "before"), "bn", stop=stop)
     is_output(build.conv(x, "behind"))
-    assert only_left(build.graph) == Left(("bn",), Kind.BATCH_NORM, stop.code, stop.reason)
+    assert only_left(build.graph) == Left(("bn",), Kind.BATCH_NORM, stop.code, stop.reason, 1)
     assert plan(build.graph).leftovers == {}
 
 
@@ -707,7 +710,8 @@ def test_a_model_without_affines() -> None:
 
 
 def test_a_search_that_ended_too_early_is_a_bug_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner._Search, "fold_all", lambda _: False)
+    for phase in ("fold_all", "compose_all"):
+        monkeypatch.setattr(planner._Search, phase, lambda _: False)
     build = Builder()
     is_output(build.batch_norm(build.conv(build.input(), "conv"), "bn"))
     with pytest.raises(AssertionError, match="'bn' can still move after the search has ended"):
@@ -886,6 +890,13 @@ def takes(node: Node, affine: Affine, *, upward: bool) -> bool:
     return upward or not node.linear.partial_kernel or not affine.shift.any()
 
 
+def composes(reader: Node, node: AffineNode, alive: list[AffineNode]) -> bool:
+    """Whether an affine may be merged into the one behind it: that must not vary along more axes than before."""
+    if reader not in alive or not isinstance(reader, AffineNode) or reader.affine is None or node.affine is None:
+        return False
+    return all(size == 1 or reader.affine.scale.shape[axis] > 1 for axis, size in enumerate(node.affine.scale.shape))
+
+
 def nothing_moves(graph: Graph, skipped: set[str]) -> None:
     """No affine of a finished graph has a neighbour that could take it: written anew, one step deep."""
     alive = [node for node in graph.affines if node.stop is None and node.name not in skipped]
@@ -894,7 +905,7 @@ def nothing_moves(graph: Graph, skipped: set[str]) -> None:
         producers, blocked = through_identities(node.inputs[0], upward=True)
         assert blocked or not takes(producers[0], node.affine, upward=True), node.name
         readers, blocked = through_identities(node.outputs[0], upward=False)
-        absorbed = [reader in alive or takes(reader, node.affine, upward=False) for reader in readers]
+        absorbed = [composes(reader, node, alive) or takes(reader, node.affine, upward=False) for reader in readers]
         assert blocked or not all(absorbed), node.name
 
 

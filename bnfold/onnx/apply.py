@@ -15,7 +15,7 @@ from bnfold.onnx.cleanup import forget, remove_unused
 from bnfold.onnx.leftover import Leftover, leftover_nodes
 from bnfold.onnx.lift import Handle, Scope
 from bnfold.onnx.load import OnnxModel
-from bnfold.onnx.names import FreshNames, interface, label, nested
+from bnfold.onnx.names import FreshNames, defined_names, interface, label, nested
 from bnfold.onnx.renaming import Renaming
 from bnfold.plan import Plan
 from bnfold.weights import Folding
@@ -61,9 +61,11 @@ class _Editor:
         self._released: dict[Scope, set[str]] = defaultdict(set)
 
     def remove(self, handle: Handle) -> None:
-        """Marks a BatchNormalization node as gone."""
-        self._removed[handle.scope].add(handle.index)
-        self._released[handle.scope].update(handle.node.input[1:])
+        """Marks the node of an affine as gone."""
+        scope = handle.scope
+        for index in (handle.index, *handle.chain):
+            self._removed[scope].add(index)
+            self._released[scope].update(filter(scope.constants.is_constant, scope.graph.node[index].input))
 
     def insert(self, scope: Scope, index: int, nodes: list[onnx.NodeProto]) -> None:
         """Puts nodes behind a position; -1 is the beginning."""
@@ -150,6 +152,7 @@ class _Editor:
 
     def _edit(self, scope: Scope) -> None:
         nodes, inserted, renamed = scope.graph.node, self._inserted[scope], self._renamed[scope]
+        vanished = {name for index in self._removed[scope] for name in nodes[index].output}
         for index in reversed(range(-1, len(nodes))):
             for node in reversed(inserted.get(index, [])):
                 nodes.insert(index + 1, node)
@@ -169,7 +172,8 @@ class _Editor:
                 scope.graph.value_info.add().CopyFrom(declared[old])
                 scope.graph.value_info[-1].name = new
                 known.add(new)
-        forget(scope.graph, set(renamed), keep_inputs=True)
+        vanished.difference_update(defined_names(scope.graph))
+        forget(scope.graph, vanished | set(renamed), keep_inputs=True)
 
 
 def _handle(node: Node) -> Handle:

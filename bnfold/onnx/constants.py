@@ -21,7 +21,7 @@ from bnfold.rounding import Array, DType
 
 EXPRESSIONS = frozenset(
     "Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze Unsqueeze Flatten Concat Slice"
-    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal".split()
+    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min".split()
 )
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
 _MOST_ELEMENTS = 1 << 28

@@ -1,5 +1,7 @@
 """The affines that stay, written as the frozen linear transform instead of BatchNormalization.
 
+A spelled-out affine that stays is not touched, unless something was composed into its constant.
+
 Two forms: a 1x1 depthwise Conv with bias, or Mul and Add. The Conv is one pass over memory and fuses with a following
 Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for. Everything
 else becomes Mul and Add. An Add of zeros is not written.
@@ -12,9 +14,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bnfold.affine import Affine
-from bnfold.graph import AffineNode
+from bnfold.graph import AffineNode, Kind
 from bnfold.onnx.names import FreshNames, label
-from bnfold.rounding import round_once
+from bnfold.rounding import Array, round_once
 
 _CONV_DTYPES = ("float32", "float16")
 
@@ -36,54 +38,52 @@ def leftover_nodes(
         form: The form asked for.
         node: The node that stays.
         affine: Its affine, with what was composed into it.
-        original: Its BatchNormalization node.
+        original: Its node in the model.
         names: Where new names come from.
 
     Returns:
         The nodes, from the input of `original` to its output, and their constants; None if it has to stay as it is.
     """
     dtype_name = node.inputs[0].dtype
-    if form is Leftover.KEEP or not affine.fits(dtype_name):
+    spelled_out = node.kind is Kind.AFFINE
+    if spelled_out and affine is node.affine:
+        return None
+    if (form is Leftover.KEEP and not spelled_out) or not affine.fits(dtype_name):
         return None
     scale, shift = (round_once(array, np.dtype(dtype_name)) for array in (affine.scale, affine.shift))
     base = names.fresh(f"{label(original)}_affine")
-    if form is Leftover.CONV and 3 <= affine.rank <= 5 and dtype_name in _CONV_DTYPES:
-        return _depthwise_conv(base, scale, shift, original, names)
-    return _mul_add(base, scale, shift, original, names)
+    ends = (node.inputs[0].name, node.outputs[0].name)
+    if form is Leftover.CONV and not spelled_out and 3 <= affine.rank <= 5 and dtype_name in _CONV_DTYPES:
+        return _depthwise_conv(base, scale, shift, ends, names)
+    return _mul_add(base, scale, shift, ends, names)
 
 
 Written = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
-def _depthwise_conv(
-    base: str, scale: np.ndarray, shift: np.ndarray, original: onnx.NodeProto, names: FreshNames
-) -> Written:
-    channels, spatial = scale.shape[1], scale.ndim - 2
-    kernel = (1,) * spatial
-    tensors = [_tensor(names.fresh(f"{base}_weight"), scale.reshape(channels, 1, *kernel))]
+def _depthwise_conv(base: str, scale: Array, shift: Array, ends: tuple[str, str], names: FreshNames) -> Written:
+    channels, kernel = scale.shape[1], (1,) * (scale.ndim - 2)
+    tensors = [numpy_helper.from_array(scale.reshape(channels, 1, *kernel), names.fresh(f"{base}_weight"))]
     if shift.any():
-        tensors.append(_tensor(names.fresh(f"{base}_bias"), shift.reshape(channels)))
-    inputs = [original.input[0], *(tensor.name for tensor in tensors)]
-    conv = helper.make_node("Conv", inputs, [original.output[0]], name=base, group=channels, kernel_shape=kernel)
+        tensors.append(numpy_helper.from_array(shift.reshape(channels), names.fresh(f"{base}_bias")))
+    inputs = [ends[0], *(tensor.name for tensor in tensors)]
+    conv = helper.make_node("Conv", inputs, [ends[1]], name=base, group=channels, kernel_shape=kernel)
     return [conv], tensors
 
 
-def _mul_add(base: str, scale: np.ndarray, shift: np.ndarray, original: onnx.NodeProto, names: FreshNames) -> Written:
-    parts = [("Mul", scale)]
+def _mul_add(base: str, scale: Array, shift: Array, ends: tuple[str, str], names: FreshNames) -> Written:
+    parts = [("Mul", scale)] if (scale != 1).any() or not shift.any() else []
     if shift.any():
         parts.append(("Add", shift))
     nodes, tensors = [], []
-    source = original.input[0]
+    source = ends[0]
     for op_type, array in parts:
         last = op_type == parts[-1][0]
-        target = original.output[0] if last else names.fresh(f"{base}_scaled")
-        tensor = _tensor(names.fresh(f"{base}_{op_type.lower()}"), array.reshape(array.shape[1:]))
+        target = ends[1] if last else names.fresh(f"{base}_scaled")
+        shape = array.shape[1:] if array.shape[0] == 1 else array.shape
+        tensor = numpy_helper.from_array(array.reshape(shape), names.fresh(f"{base}_{op_type.lower()}"))
         name = base if last else names.fresh(f"{base}_{op_type.lower()}_node")
         nodes.append(helper.make_node(op_type, [source, tensor.name], [target], name=name))
         tensors.append(tensor)
         source = target
     return nodes, tensors
-
-
-def _tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
-    return numpy_helper.from_array(array, name)

@@ -5,18 +5,31 @@ crosses from one into another is seen from outside and so never changes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
 from bnfold.affine import Affine
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode, Value
 from bnfold.onnx.constants import Constants
-from bnfold.onnx.lift_ops import OLDEST_OPSET, is_bias_add, is_identity, lift_batch_norm, lift_map, require_channels
-from bnfold.onnx.load import OnnxModel, skeleton_for_inference
+from bnfold.onnx.inference import with_inferred_shapes
+from bnfold.onnx.lift_moves import NodeView, lift_move
+from bnfold.onnx.lift_ops import (
+    OLDEST_OPSET,
+    is_bias_add,
+    is_identity,
+    lift_affine,
+    lift_batch_norm,
+    lift_map,
+    require_channels,
+)
+from bnfold.onnx.load import OnnxModel
 from bnfold.onnx.names import GraphLike, is_standard, label, nested, opset_version, subgraphs
 from bnfold.onnx.types import Shape, ValueTypes, value_types
 from bnfold.weights import LinearMap
+
+_JOINS = frozenset({Op.ADD, Op.MUL, Op.DIV, Op.CONCAT})
+"""Operators that affines move past to several inputs."""
 
 _READS_TYPE_ONLY = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
 """Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
@@ -49,11 +62,13 @@ class Handle:
         scope: Its graph.
         index: Its position among the nodes of that graph.
         bias_index: For a MatMul with its Add: the position of the Add.
+        chain: For a spelled-out affine of several nodes: the positions of those behind the first.
     """
 
     scope: Scope
     index: int
     bias_index: int | None = None
+    chain: tuple[int, ...] = ()
 
     @property
     def node(self) -> onnx.NodeProto:
@@ -77,12 +92,12 @@ def lift(model: OnnxModel) -> Graph:
         The neutral graph. Node names are unique: those of nested graphs begin with the name of the node around them.
     """
     graph = Graph()
-    inferred = onnx.shape_inference.infer_shapes(skeleton_for_inference(model), data_prop=True)
+    result = with_inferred_shapes(model)
     main = model.proto.graph
     opset = opset_version(model.proto.opset_import)
-    types = value_types(inferred.graph)
+    types = value_types(result.graph)
     scope = Scope(main, Constants(model, main, opset, types), opset, main, "")
-    _Lifter(graph, scope).lift(types, inferred.graph)
+    _Lifter(graph, scope).lift(types, result.graph)
     for function in model.proto.functions:
         opset = opset_version(function.opset_import)
         types = value_types(function)
@@ -127,7 +142,9 @@ class _Lifter:
             bias_index = self._find_bias(node)
             if bias_index is not None:
                 in_bias.add(bias_index)
-            self._graph.add(self._lift_node(node, Handle(scope, index, bias_index)))
+            lifted = self._lift_node(node, Handle(scope, index, bias_index))
+            if not self._extends_chain(lifted, index):
+                self._graph.add(lifted)
             for (name, inner), (_, inner_inferred) in zip(
                 subgraphs(node), subgraphs(inferred.node[index]), strict=True
             ):
@@ -145,6 +162,8 @@ class _Lifter:
         if is_standard(node, "BatchNormalization"):
             source = self._value(node.input[0])
             lifted = lift_batch_norm(node, source, constants, opset)
+            if isinstance(lifted, Affine):
+                _learn_size(source, 1 - lifted.rank, lifted.scale.size)
             return AffineNode(
                 name=name,
                 op_type=node.op_type,
@@ -161,16 +180,71 @@ class _Lifter:
         if isinstance(found, LinearMap) and len(inputs) == 1:
             require_channels(node, inputs[0], found.input_axis, found.in_channels)
             outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
+            _learn_size(inputs[0], found.input_axis, found.in_channels)
+            _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
-        mask_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
-        if inputs and opset >= OLDEST_OPSET and is_identity(node, constants, self._types, mask_is_read=mask_is_read):
+        extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
+        if inputs and opset >= OLDEST_OPSET and is_identity(node, constants, self._types, mask_is_read=extra_is_read):
             outputs = self._outputs(node, inputs[0].shape)
             return OpNode(
                 name=name, op_type=node.op_type, inputs=inputs[:1], outputs=outputs, handle=handle, op=Op.IDENTITY
             )
-        stop = found if isinstance(found, Stop) else None
+        affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 and opset >= OLDEST_OPSET else None
+        if affine is not None:
+            outputs = self._outputs(node, inputs[0].shape)
+            return AffineNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=inputs,
+                outputs=outputs,
+                handle=handle,
+                kind=Kind.AFFINE,
+                affine=affine,
+            )
         outputs = self._outputs(node, None)
-        return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+        shapes = tuple(output.shape for output in outputs)
+        view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
+        move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None
+        if move is None:
+            stop = found if isinstance(found, Stop) else None
+            return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+        kept = outputs if move[0] is Op.PICK else outputs[:1]
+        data = inputs if move[0] in _JOINS else inputs[:1]
+        return OpNode(
+            name=name,
+            op_type=node.op_type,
+            inputs=data,
+            also_reads=inputs[len(data) :],
+            outputs=kept,
+            handle=handle,
+            op=move[0],
+            parameters=move[1],
+        )
+
+    def _extends_chain(self, node: Node, index: int) -> bool:
+        """Takes an affine into the spelled-out one before it, as in Mul and Add, if nothing else reads that."""
+        if not isinstance(node, AffineNode) or node.kind is not Kind.AFFINE or node.affine is None:
+            return False
+        value = node.inputs[0]
+        first = value.producer
+        if (
+            not isinstance(first, AffineNode)
+            or first.kind is not Kind.AFFINE
+            or first.affine is None
+            or not isinstance(first.handle, Handle)
+            or value.observer is not None
+            or self._readers.of[value.name] != [index]
+        ):
+            return False
+        whole = first.affine.then(node.affine)
+        if whole.varying_axes > 1:
+            return False
+        first.affine = whole
+        first.outputs = node.outputs
+        first.handle = replace(first.handle, chain=(*first.handle.chain, index))
+        for output in node.outputs:
+            output.producer = first
+        return True
 
     def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
         """The inputs of a node that are not constant and whose elements it reads."""
@@ -235,6 +309,15 @@ class _Readers:
 
     of: dict[str, list[int | None]]
     outputs: frozenset[str]
+
+
+def _learn_size(value: Value, axis: int, size: int) -> None:
+    """Notes the size of an axis (negative) that shape inference does not know, but the weights beside it prove."""
+    if value.shape is None or len(value.shape) < -axis or isinstance(value.shape[axis], int):
+        return
+    shape = [*value.shape]
+    shape[axis] = size
+    value.shape = tuple(shape)
 
 
 def _readers(graph: GraphLike) -> _Readers:

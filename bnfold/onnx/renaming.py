@@ -2,7 +2,8 @@
 
 An affine that goes away makes its input and its output one tensor. Going backward it leaves the tensor with the value
 that its output had, so the tensor takes the output's name; going forward, with the value of its input, and the input's
-name. Everything between a map and its affine differs from the original, and gets a name that the original did not have.
+name; going both ways, with neither. Everything between a map and its affine differs from the original, and gets a name
+that the original did not have.
 """
 
 from collections.abc import Iterator
@@ -26,17 +27,13 @@ class Renaming:
         self._scopes: dict[Value, Scope] = {}
         for step in plan.steps:
             source, target = step.source.inputs[0], step.source.outputs[0]
-            backward = step.direction is Direction.BACKWARD
-            changed = [value for node in step.passed for value in node.outputs]
-            if backward:
-                changed += [value for node in step.targets for value in node.outputs]
             if isinstance(step.source.handle, Handle):
-                for value in (source, target, *changed):
+                for value in (source, target, *step.changed):
                     self._scopes[value] = step.source.handle.scope
-            for value in changed:
+            for value in step.changed:
                 self._names[self._root(value)] = None
-            kept = self._root(target if backward else source)
-            name = self._names.get(kept, kept.name)
+            kept = self._root(target if step.direction is Direction.BACKWARD else source)
+            name = None if step.direction is Direction.BOTH else self._names.get(kept, kept.name)
             self._parents[self._root(target)] = self._root(source)
             self._names[self._root(source)] = name
 

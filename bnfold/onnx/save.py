@@ -7,7 +7,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from bnfold.onnx.source_file import OpenedFile, SourceFile, reason_of
 from bnfold.onnx.tensors import LOCATION, Blob, FileRange, TensorStore
 
 _CHUNK_NBYTES = 1 << 20
+_PIECES_AHEAD = 3  # between two tensors lies a run of other bytes, so one or two tensors wait in memory
 _PAGE_NBYTES = 4096  # large tensors start on a page, so that a runtime can map them
 _SMALL_ALIGNMENT_NBYTES = 64
 
@@ -173,7 +176,7 @@ def _write(model: OnnxModel, target: Path, data: Path) -> dict[Path, int]:
     """Write the model, and its data file if it needs one; the paths written and their sizes in bytes."""
     file = model.unchanged_file
     if file:
-        with _Output(target, model.store) as output:
+        with _Output(target) as output:
             output.copy(FileRange(file, 0, file.size))
         return {target: file.size}
     serialized = model.proto.SerializeToString()
@@ -187,16 +190,39 @@ def _write(model: OnnxModel, target: Path, data: Path) -> dict[Path, int]:
             hint="Turn its large Constant nodes into initializers.",
         )
     sizes = {target: wire.length_of(pieces)}
-    with _Output(target, model.store) as output:
-        for piece in pieces:
-            output.write(piece, serialized)
+    with _Output(target) as output:
+        for piece, content in _computed_ahead(pieces, serialized, model.store):
+            output.write(piece, content)
     if layout.blobs:
         sizes[data] = layout.size
-        with _Output(data, model.store) as output:
-            for offset, blob in layout.blobs:
+        blobs = [blob for _, blob in layout.blobs]
+        with _Output(data) as output:
+            for (offset, blob), (_, content) in zip(
+                layout.blobs, _computed_ahead(blobs, serialized, model.store), strict=True
+            ):
                 output.seek(offset)
-                output.write(blob, serialized)
+                output.write(blob, content)
     return sizes
+
+
+def _computed_ahead(
+    pieces: Iterable[wire.Piece], serialized: bytes, store: TensorStore
+) -> Iterator[tuple[wire.Piece, bytes | memoryview]]:
+    """Each piece of a rope with its bytes, which are computed while those before it are written.
+
+    The bytes of a piece that is copied from a file are empty.
+    """
+    pending: deque[tuple[wire.Piece, Future[bytes | memoryview] | None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        for piece in pieces:
+            copied = isinstance(piece, FileRange)
+            future = None if copied else worker.submit(skeleton.piece_bytes, piece, serialized, store)
+            pending.append((piece, future))
+            if len(pending) > _PIECES_AHEAD:
+                ready, content = pending.popleft()
+                yield ready, b"" if content is None else content.result()
+        for ready, content in pending:
+            yield ready, b"" if content is None else content.result()
 
 
 class _Layout:
@@ -227,17 +253,16 @@ class _Layout:
 class _Output:
     """A new file to which pieces of a rope are appended; a context manager."""
 
-    def __init__(self, path: Path, store: TensorStore) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)
-        self._store = store
         self._source: tuple[SourceFile, OpenedFile] | None = None
 
-    def write(self, piece: wire.Piece, serialized: bytes) -> None:
-        """Append one piece of a rope over `serialized`."""
+    def write(self, piece: wire.Piece, content: bytes | memoryview) -> None:
+        """Append one piece of a rope: part of another file, or these bytes."""
         if isinstance(piece, FileRange):
             self.copy(piece)
         else:
-            self._write_all(memoryview(skeleton.piece_bytes(piece, serialized, self._store)))
+            self._write_all(memoryview(content))
 
     def copy(self, run: FileRange) -> None:
         """Append a part of another file, without reading it where the system can do that."""
