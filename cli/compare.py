@@ -19,20 +19,23 @@ def compare(
     value_ranges: Sequence[str] | None,
     rtol: float | None,
     atol: float | None,
+    *,
+    tf32: bool = False,
 ) -> "Report":
     """Runs `bnfold.verify` with options as they were typed.
 
     Args:
         original: The original file.
         folded: The file to compare with it.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "tensorrt".
         samples: Number of made-up samples.
         seed: Their seed.
         shapes: Texts such as "image:1,3,224,224".
-        inputs: An .npz file with real data.
+        inputs: An .npz file with real data, or a folder of them.
         value_ranges: Texts such as "ids:0,30521".
         rtol: Relative tolerance.
         atol: Absolute tolerance.
+        tf32: Report a run with TF32 beside the verdict.
 
     Raises:
         UsageError: An option is malformed or does not fit the model.
@@ -51,4 +54,5 @@ def compare(
         value_ranges=dict(parse_value_range(text) for text in value_ranges or ()) or None,
         rtol=rtol,
         atol=atol,
+        tf32=tf32,
     )

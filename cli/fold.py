@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bnfold.report import Report
 
 FAILED_EXIT_CODE = 1
+SITES = 3
 
 
 def fold(
@@ -57,6 +58,7 @@ def fold(
     value_ranges: options.ValueRange = None,
     rtol: options.Rtol = None,
     atol: options.Atol = None,
+    tf32: options.Tf32 = False,
     as_json: options.Json = False,
 ) -> None:
     """Fold the BatchNorms of a model, verify the result, and write it.
@@ -83,7 +85,9 @@ def fold(
         elif no_verify:
             report = _unverified("--no-verify was asked for")
         else:
-            report = compare(model, staged.path, device, samples, seed, shapes, inputs, value_ranges, rtol, atol)
+            report = compare(
+                model, staged.path, device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32=tf32
+            )
         good = report.verdict in ("pass", "skipped")
         if good:
             staged.commit()
@@ -122,6 +126,12 @@ def _tell(
         lines += ["", "left, with the reason", *show.left_lines(plan.left, show.SHOWN_LINES)]
     if result.changed:
         lines += ["", "nodes before and after", *show.count_lines(result.ops_before, result.ops_after)]
+    if report.sites or report.sites_note:
+        lines += [
+            "",
+            "worst folded layers, measured on the original's own activations",
+            *show.site_lines(report, SITES),
+        ]
     lines += ["", report.summary_line()]
     if written is None:
         lines.append("nothing was written")

@@ -13,6 +13,7 @@ import typer
 from bnfold.errors import BnfoldError
 from bnfold.version import __version__
 
+from .doctor import doctor
 from .fold import fold
 from .inspect import inspect
 from .verify import verify
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(fold)
 app.command()(inspect)
 app.command()(verify)
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

@@ -20,7 +20,12 @@ Input = Annotated[
 ]
 Inputs = Annotated[
     Path | None,
-    typer.Option("--inputs", metavar="FILE.npz", help="Real data, arrays by input name.", rich_help_panel=INPUTS_PANEL),
+    typer.Option(
+        "--inputs",
+        metavar="FILE.npz|DIR",
+        help="Real data, arrays by input name; a folder of such files, one a sample.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
 ]
 ValueRange = Annotated[
     list[str] | None,
@@ -35,8 +40,8 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cpu|cuda",
-        help="Where to verify. auto takes the GPU if it works; cuda never falls back.",
+        metavar="auto|cpu|cuda|tensorrt",
+        help="Where to verify. auto takes the GPU if it works; the others never fall back.",
         rich_help_panel=INPUTS_PANEL,
     ),
 ]
@@ -56,4 +61,12 @@ Rtol = Annotated[
 Atol = Annotated[
     float | None,
     typer.Option("--atol", min=0.0, help="Absolute tolerance, see --rtol.", rich_help_panel=INPUTS_PANEL),
+]
+Tf32 = Annotated[
+    bool,
+    typer.Option(
+        "--tf32",
+        help="Run the result once more on CUDA with TF32 and optimisations on, and report that beside the verdict.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
 ]

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import typer
 
+from bnfold.graph import Kind
 from bnfold.plan import Direction, Fold, Left, Plan
-from bnfold.report import Report
+from bnfold.report import Report, Site
 
 SHOWN_LINES = 12
+SHOWN_NAMES = 6
+SHOWN_SITES = 5
 
 
 def say(lines: Iterable[str]) -> None:
@@ -18,12 +21,14 @@ def say(lines: Iterable[str]) -> None:
 
 def headline(plan: Plan) -> str:
     """How many BNs there are and what becomes of them."""
+    spelled_out = sum(fold.kind is Kind.AFFINE for fold in plan.folds)
+    more = f", and {spelled_out} spelled-out affine{'' if spelled_out == 1 else 's'} folded" if spelled_out else ""
     if plan.batch_norms == 0:
-        return "no BatchNorm in this model, nothing to fold"
+        return f"no BatchNorm in this model{more or ', nothing to fold'}"
     total = f"{plan.batch_norms} BatchNorm{'' if plan.batch_norms == 1 else 's'}"
     if plan.batch_norms_left == 0:
-        return f"{total}: all folded"
-    return f"{total}: {plan.batch_norms_folded} folded, {plan.batch_norms_left} left"
+        return f"{total}: all folded{more}"
+    return f"{total}: {plan.batch_norms_folded} folded, {plan.batch_norms_left} left{more}"
 
 
 def fold_lines(folds: Sequence[Fold], limit: int | None) -> list[str]:
@@ -59,8 +64,16 @@ def size(nbytes: int) -> str:
 
 
 def _route(fold: Fold) -> str:
-    side = "output" if fold.direction is Direction.BACKWARD else "input"
-    return " -> ".join([*fold.nodes, *fold.path, f"{', '.join(fold.targets)} ({side})"])
+    sides = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "scale back, shift forward"}
+    side = sides[fold.direction]
+    targets = _few(fold.targets, SHOWN_NAMES)
+    path = [*fold.path] if len(fold.path) <= SHOWN_NAMES else [_few(fold.path, SHOWN_NAMES)]
+    return " -> ".join([*fold.nodes, *path, f"{targets} ({side})"])
+
+
+def _few(names: Sequence[str], limit: int) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _cut(lines: list[str], limit: int | None, what: str) -> list[str]:
@@ -83,9 +96,37 @@ def output_lines(report: Report) -> list[str]:
             _figure(output.noise_ratio, ".2f"),
         )
         rows.append((output.name, output.verdict.value, *figures))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return lines if report.outputs else []
+    return _table(rows) if report.outputs else []
+
+
+def site_lines(report: Report, limit: int | None = SHOWN_SITES) -> list[str]:
+    """A table of the sites of a verification, worst first, and a line on what could not be measured."""
+    measured = [site for site in report.sites if site.ratio is not None]
+    header = ("site", "verdict", "x rounding", "channel", "max abs", "rel L2", "nodes")
+    rows = [header, *map(_site_row, measured[:limit])]
+    lines = _table(rows) if measured else []
+    if limit is not None and len(measured) > limit:
+        lines.append(f"… and {len(measured) - limit} more sites, none worse")
+    if report.sites_note:
+        lines.append(f"note: {report.sites_note}")
+    return lines
+
+
+def _site_row(site: Site) -> tuple[str, ...]:
+    return (
+        site.name,
+        site.verdict.value,
+        _figure(site.ratio, ".3g"),
+        "-" if site.channel is None else str(site.channel),
+        _figure(site.max_abs, ".2e"),
+        _figure(site.rel_l2, ".2e"),
+        " + ".join(site.nodes[:3]) + (" …" if len(site.nodes) > 3 else ""),
+    )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _figure(value: float | None, form: str, unit: str = "") -> str:

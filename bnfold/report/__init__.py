@@ -7,6 +7,7 @@ from bnfold.report.records import (
     InputInfo,
     OutputMetrics,
     PlanEntry,
+    Site,
     Verdict,
     VerifyConfig,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "OutputMetrics",
     "PlanEntry",
     "Report",
+    "Site",
     "Verdict",
     "VerifyConfig",
     "complete",

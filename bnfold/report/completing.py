@@ -9,6 +9,9 @@ from bnfold.plan import Direction, Plan
 from bnfold.report.records import FileInfo, PlanEntry
 from bnfold.report.report import Report
 
+_SIDES = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "both"}
+"""The side of the targets that took the affine."""
+
 
 def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ...]]:
     """The folds of a plan and what it left, as a report tells them."""
@@ -17,7 +20,7 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
             nodes=fold.nodes,
             kind=fold.kind.value,
             targets=fold.targets,
-            direction="output" if fold.direction is Direction.BACKWARD else "input",
+            direction=_SIDES[fold.direction],
         )
         for fold in plan.folds
     )

@@ -38,13 +38,15 @@ class DeviceInfo:
     """Where a verification really ran.
 
     Attributes:
-        requested: "auto", "cpu" or "cuda".
-        used: "cpu" or "cuda".
+        requested: "auto", "cpu", "cuda" or "tensorrt".
+        used: "cpu", "cuda" or "tensorrt".
         name: Name of the processor or of the GPU.
         provider: The execution provider that heads the session.
         fell_back: Why "auto" did not take the GPU; None where it did or where it was not asked.
         tf32: Whether TF32 may shorten float32 products; a verdict is taken with it off.
         nodes_per_provider: Nodes of the original by the provider that runs them.
+        nodes_elsewhere: Those that run on another provider than `provider`: small ones, for Conv, ConvTranspose,
+            Gemm, MatMul and BatchNormalization there are an error.
     """
 
     requested: str
@@ -54,6 +56,7 @@ class DeviceInfo:
     fell_back: str | None = None
     tf32: bool = False
     nodes_per_provider: Mapping[str, int] = field(default_factory=dict)
+    nodes_elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class VerifyConfig:
         samples: Number of samples run.
         inputs: The inputs as fed.
         noise_draws: Perturbed copies of the original that were run; 0 where tolerances decided.
-        noise_limit: Largest noise ratio that passes.
+        noise_limit: Largest noise ratio of an output that passes.
+        site_limit: Largest ratio of a site that passes.
         rtol: Relative tolerance if the caller overrode the noise ratio.
         atol: Absolute tolerance if the caller overrode the noise ratio.
         graph_optimizations: The runtime's graph optimisation level, the same for both models.
@@ -95,6 +99,7 @@ class VerifyConfig:
     inputs: tuple[InputInfo, ...] = ()
     noise_draws: int = 0
     noise_limit: float = 4.0
+    site_limit: float = 32.0
     rtol: float | None = None
     atol: float | None = None
     graph_optimizations: str = "disabled"
@@ -140,6 +145,31 @@ class OutputMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Site:
+    """One value of the original, against what the changed nodes of the folded model make of the original's activations.
+
+    Attributes:
+        name: Name of the value.
+        nodes: Names of the folded model's nodes that lead to it.
+        verdict: What this site says; SKIPPED where it could not be measured.
+        reason: One sentence, empty for a plain pass.
+        ratio: Largest difference over its rounding bound u · Σ |terms|; None where it was not measured.
+        max_abs: Largest absolute difference; None where it was not measured.
+        rel_l2: ‖folded − original‖ / ‖original‖; None where it was not measured.
+        channel: Number of the channel with the largest ratio; None where the value has no channels.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    verdict: Verdict
+    reason: str = ""
+    ratio: float | None = None
+    max_abs: float | None = None
+    rel_l2: float | None = None
+    channel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanEntry:
     """One fold, or one thing left, as the plan told it.
 
@@ -149,7 +179,8 @@ class PlanEntry:
         code: Stable code of the reason; None for a fold.
         reason: One sentence; None for a fold.
         targets: Names of the nodes that absorbed it.
-        direction: "output" or "input", the side of the target; None for what was left.
+        direction: "output" or "input", the side of the targets, or "both": the scale on the output of some, the shift
+            on the input of others; None for what was left.
     """
 
     nodes: tuple[str, ...]

@@ -14,6 +14,7 @@ from bnfold.report.records import (
     FileInfo,
     OutputMetrics,
     PlanEntry,
+    Site,
     Verdict,
     VerifyConfig,
 )
@@ -22,22 +23,26 @@ from bnfold.version import __version__
 SCHEMA = "bnfold.report/1"
 
 _PACKAGES = ("ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxruntime-gpu", "torch")
-_DEVICE_NAMES = {"cpu": "CPU", "cuda": "CUDA"}
+_DEVICE_NAMES = {"cpu": "CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What one run found.
 
-    A verification fills the first six fields; a fold adds the plan and the files with `dataclasses.replace`.
+    A verification fills the fields up to `sites_note`; a fold adds the plan and the files with `dataclasses.replace`.
 
     Attributes:
-        verdict: The worst of all outputs; FAIL before INCONCLUSIVE before PASS.
+        verdict: The worst of all sites and outputs; FAIL before INCONCLUSIVE before PASS.
         reason: One sentence without a full stop; empty for a plain pass.
         outputs: One entry for each output of the original.
         device: Where it ran; None if nothing ran.
         config: What it takes to repeat it; None if nothing ran.
         timings_s: Duration of each phase in seconds.
+        sites: One entry for each value that a fold had to keep, worst first.
+        sites_note: Why some sites were not measured; empty if all were.
+        as_deployed: The outputs of the folded model with the runtime's optimisations and TF32 on, against the same
+            original; for information, no part of the verdict. Empty if nobody asked, or the device has no TF32.
         folds: What was folded.
         left: What was not, with reasons.
         input: The file that was read.
@@ -50,6 +55,9 @@ class Report:
     device: DeviceInfo | None = None
     config: VerifyConfig | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
+    sites_note: str = ""
+    as_deployed: tuple[OutputMetrics, ...] = ()
     folds: tuple[PlanEntry, ...] = ()
     left: tuple[PlanEntry, ...] = ()
     input: FileInfo | None = None
@@ -68,7 +76,9 @@ class Report:
             "folds": to_json_value(self.folds),
             "merges": [],
             "left": to_json_value(self.left),
-            "sites": [],
+            "sites": to_json_value(self.sites),
+            "sites_note": self.sites_note,
+            "as_deployed": to_json_value(self.as_deployed),
             "outputs": to_json_value(self.outputs),
             "config": to_json_value(self.config),
             "timings": to_json_value(self.timings_s),
@@ -94,6 +104,15 @@ class Report:
 
     def _figures(self, config: VerifyConfig) -> list[str]:
         figures = []
+        site_ratios = [site.ratio for site in self.sites if site.ratio is not None]
+        if site_ratios:
+            count = f"{len(site_ratios)} site{'' if len(site_ratios) == 1 else 's'}"
+            figures.append(f"{count}, worst {max(site_ratios):.3g} rounding bounds (limit {config.site_limit:g})")
+        unmeasured = sum(site.verdict is Verdict.SKIPPED for site in self.sites)
+        if unmeasured:
+            figures.append(f"{unmeasured} site{'' if unmeasured == 1 else 's'} judged by the outputs alone")
+        elif self.sites_note and not self.sites:
+            figures.append("no sites measured")
         ratios = [output.noise_ratio for output in self.outputs if output.noise_ratio is not None]
         if ratios:
             figures.append(f"worst noise ratio {max(ratios):.3g} (limit {config.noise_limit:g})")

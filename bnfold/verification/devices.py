@@ -12,6 +12,7 @@ import io
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,9 +21,14 @@ from bnfold.errors import DeviceError, UsageError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
-_DRIVER = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+DRIVER = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 _CUDA_LIBRARY = {"linux": "libonnxruntime_providers_cuda.so", "win32": "onnxruntime_providers_cuda.dll"}
+_TENSORRT_LIBRARY = {
+    "linux": "libonnxruntime_providers_tensorrt.so",
+    "win32": "onnxruntime_providers_tensorrt.dll",
+}
 _SHARED_LIBRARY = {"linux": "libonnxruntime_providers_shared.so", "win32": "onnxruntime_providers_shared.dll"}
 _MISSING = re.compile(r"(\S+): cannot open shared object file")
 
@@ -33,6 +39,7 @@ class DeviceRequest(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Device:
     """A device that sessions run on.
 
     Attributes:
-        kind: "cpu" or "cuda".
+        kind: "cpu", "cuda" or "tensorrt".
         provider: The execution provider that must head every session.
         name: Name of the processor or GPU.
     """
@@ -83,7 +90,7 @@ def cuda_device() -> Device:
         )
     missing = missing_cuda_libraries()
     if missing:
-        _preload_cuda_libraries()
+        preload_cuda_libraries()
         missing = missing_cuda_libraries()
     if missing:
         raise DeviceError(
@@ -94,28 +101,61 @@ def cuda_device() -> Device:
     return Device("cuda", CUDA_PROVIDER, _gpu_name())
 
 
-def missing_cuda_libraries() -> list[str]:
-    """What onnxruntime's CUDA provider needs and this process cannot open; empty if it can be opened."""
+def tensorrt_device() -> Device:
+    """The first GPU, after CUDA and onnxruntime's TensorRT libraries could be opened.
+
+    Raises:
+        DeviceError: Something is missing; the message names it.
+    """
     import onnxruntime  # noqa: PLC0415
 
-    if sys.platform not in _DRIVER:
+    if TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            f"TensorRT cannot be used: the installed onnxruntime {onnxruntime.__version__} is built without it",
+            hint="Install onnxruntime-gpu in place of onnxruntime, or use --device cuda.",
+        )
+    preload_cuda_libraries()
+    missing = missing_libraries(_TENSORRT_LIBRARY)
+    if missing:
+        raise DeviceError(
+            f"TensorRT cannot be used: onnxruntime {onnxruntime.__version__} does not find " + " and ".join(missing),
+            hint="Install the NVIDIA driver, the CUDA libraries with `pip install 'bnfold[gpu]'` and TensorRT 10; "
+            "or use --device cuda or cpu.",
+        )
+    return Device("tensorrt", TENSORRT_PROVIDER, cuda_device().name)
+
+
+def missing_cuda_libraries() -> list[str]:
+    """What onnxruntime's CUDA provider needs and this process cannot open; empty if it can be opened."""
+    return missing_libraries(_CUDA_LIBRARY)
+
+
+def missing_libraries(provider_library: Mapping[str, str]) -> list[str]:
+    """What a provider of onnxruntime needs and this process cannot open.
+
+    Args:
+        provider_library: File name of the provider, by `sys.platform`.
+    """
+    import onnxruntime  # noqa: PLC0415
+
+    if sys.platform not in DRIVER:
         return [f"a CUDA provider for {sys.platform}"]
     folder = Path(onnxruntime.__file__).parent / "capi"
     missing = []
     # The CUDA provider takes symbols from the shared one, so that comes first and is opened globally.
-    for name, mode in ((_SHARED_LIBRARY[sys.platform], ctypes.RTLD_GLOBAL), (_CUDA_LIBRARY[sys.platform], 0)):
-        reason = _cannot_open(str(folder / name), mode)
+    for name, mode in ((_SHARED_LIBRARY[sys.platform], ctypes.RTLD_GLOBAL), (provider_library[sys.platform], 0)):
+        reason = cannot_open(str(folder / name), mode)
         if reason is not None:
             missing.append(reason)
             break
-    driver = _DRIVER[sys.platform]
-    if driver not in missing and _cannot_open(driver) is not None:
+    driver = DRIVER[sys.platform]
+    if driver not in missing and cannot_open(driver) is not None:
         missing.append(driver)
     return [f"{name} (the NVIDIA driver)" if name == driver else name for name in missing]
 
 
-def _cannot_open(library: str, mode: int = 0) -> str | None:
-    """The library that is missing when `library` is opened, possibly one that it needs itself."""
+def cannot_open(library: str, mode: int = 0) -> str | None:
+    """The library that is missing when `library` is opened, possibly one that it needs itself; None if it opens."""
     try:
         ctypes.CDLL(library, mode=mode or ctypes.DEFAULT_MODE)
     except OSError as error:
@@ -124,7 +164,7 @@ def _cannot_open(library: str, mode: int = 0) -> str | None:
     return None
 
 
-def _preload_cuda_libraries() -> None:
+def preload_cuda_libraries() -> None:
     """Open the CUDA libraries of the nvidia wheels; what onnxruntime prints meanwhile stays here."""
     import onnxruntime  # noqa: PLC0415
 
@@ -140,7 +180,7 @@ def _gpu_name() -> str:
         DeviceError: The driver shows none.
     """
     try:
-        driver = ctypes.CDLL(_DRIVER[sys.platform])
+        driver = ctypes.CDLL(DRIVER[sys.platform])
     except (KeyError, OSError):
         raise DeviceError(
             "CUDA cannot be used: the NVIDIA driver cannot be opened", hint="Install the NVIDIA driver."

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnfold.onnx.load import OnnxModel
-from bnfold.report.records import OutputMetrics
+from bnfold.report.records import OutputMetrics, Verdict
 from bnfold.verification.devices import Device
 from bnfold.verification.feeds import Feed
 from bnfold.verification.gate import Evidence, deserves_more_draws, judge
 from bnfold.verification.metrics import Comparison, compare, within_tolerance
-from bnfold.verification.noise import DRAWS, MORE_DRAWS, Shift, perturbed_sessions, shift_between
+from bnfold.verification.noise import DRAWS, MORE_DRAWS, Shift, perturbed_runs, shift_between
 from bnfold.verification.parameters import OpenModel, open_model
 from bnfold.verification.randomness import find_random_node
 from bnfold.verification.runtimes import RuntimeFailure, Session
 
-Results = dict[str, object]
+Results = Mapping[str, object]
 """Outputs of one run, by name."""
 
 
@@ -95,6 +95,12 @@ def compare_runs(session: Session, baseline: Baseline, tolerances: Tolerances | 
     return compared
 
 
+def metrics_only(compared: Mapping[str, Compared]) -> tuple[OutputMetrics, ...]:
+    """The metrics of every output, without a verdict."""
+    judged = (judge(Evidence(name, runs.comparisons, noise_failure="nobody asked")) for name, runs in compared.items())
+    return tuple(replace(output, verdict=Verdict.SKIPPED, reason="") for output in judged)
+
+
 def judge_outputs(
     compared: Mapping[str, Compared], baseline: Baseline, tolerances: Tolerances | None
 ) -> tuple[tuple[OutputMetrics, ...], int]:
@@ -147,7 +153,7 @@ def _judge_by_noise(
 
 
 def _measure_noise(opened: OpenModel, baseline: Baseline, draws: range, shifts: dict[str, list[list[Shift]]]) -> None:
-    """Run perturbed copies of the original, one at a time, and add to `shifts` how its outputs moved.
+    """Run the original with perturbed parameters, and add to `shifts` how its outputs moved.
 
     Args:
         opened: The original with open parameters.
@@ -159,9 +165,7 @@ def _measure_noise(opened: OpenModel, baseline: Baseline, draws: range, shifts: 
         DeviceError: A copy does not run on the device.
         RuntimeFailure: The runtime refuses a copy.
     """
-    for session in perturbed_sessions(opened, baseline.device, baseline.seed, draws):
-        moved = [session.run(feed) for feed in baseline.feeds]
-        del session  # its weights go before the next draw makes new ones
+    for moved in perturbed_runs(opened, baseline.device, baseline.seed, draws, baseline.feeds):
         for name in baseline.references[0]:
             shifts[name].append(
                 [

@@ -88,13 +88,24 @@ def parse_value_range(text: str) -> tuple[str, tuple[float, float]]:
     return name, (low, high)
 
 
-def load_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read one sample from an .npz file, an array for each input name; no pickled objects.
+def load_inputs(path: str | os.PathLike[str]) -> list[dict[str, Array]]:
+    """Read samples: one from an .npz file, or one from each .npz file of a folder, in the order of their names.
+
+    Args:
+        path: A file with an array for each input name, or a folder of such files; no pickled objects.
 
     Raises:
-        ModelLoadError: The file is missing, is no .npz file or holds pickled objects.
+        ModelLoadError: A file is missing, is no .npz file or holds pickled objects, or the folder has none.
     """
-    file = os.fspath(path)
+    if not os.path.isdir(path):
+        return [_load_sample(os.fspath(path))]
+    files = sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(".npz"))
+    if not files:
+        raise ModelLoadError(f"{os.fspath(path)} has no .npz files", hint="Save one for each sample.")
+    return [_load_sample(file) for file in files]
+
+
+def _load_sample(file: str) -> dict[str, Array]:
     try:
         with open(file, "rb") as handle:  # np.load would leave a torn archive open
             data = np.load(handle, allow_pickle=False)

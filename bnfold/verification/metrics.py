@@ -10,7 +10,8 @@ import numpy as np
 from bnfold.verification.runtimes import Array
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+"""Unit roundoff of the floating-point types: half the distance from 1 to the next number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _compare_floats(original: Array, folded: Array) -> Comparison:
         cosine=float(np.vdot(first / signal, second / other)) if signal and other else None,
         top1_same=same,
         top1_rows=rows,
-        roundoff=_ROUNDOFF[original.dtype.name],
+        roundoff=ROUNDOFF[original.dtype.name],
         nonfinite_original=int(np.count_nonzero(~finite_first)),
         nonfinite_folded=int(np.count_nonzero(~finite_second)),
     )

@@ -8,7 +8,7 @@ see `deciding`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,8 @@ class OpenTensor:
         name: Name of the value.
         movable: Whether it is a parameter.
         read: Gives the stored value.
-        place: Where a nested graph holds it; None for an initializer of the main graph, which is injected.
+        place: Where a nested graph holds it; None for a tensor of the main graph, which is fed if it is movable (an
+            input is read in place, and may change from run to run) and otherwise injected.
     """
 
     name: str
@@ -49,7 +50,7 @@ class OpenModel:
     """The original, ready to be run with other parameters.
 
     Attributes:
-        proto: The graph; what is to be injected is declared as external data.
+        proto: The graph; what is to be fed is among its inputs, what is to be injected is declared as external data.
         tensors: Every tensor whose value has to be given.
         reached: Graph outputs that depend on a movable tensor.
     """
@@ -57,6 +58,11 @@ class OpenModel:
     proto: onnx.ModelProto
     tensors: list[OpenTensor] = field(default_factory=list)
     reached: frozenset[str] = frozenset()
+
+    @property
+    def holds_parameters(self) -> bool:
+        """Whether a nested graph holds a parameter, so that every draw needs a session of its own."""
+        return any(tensor.movable and tensor.place is not None for tensor in self.tensors)
 
 
 def open_model(original: OnnxModel) -> OpenModel:
@@ -69,6 +75,7 @@ def open_model(original: OnnxModel) -> OpenModel:
     deciding = deciding_values(graph)
     for tensor in graph.initializer:
         _open_initializer(model, tensor, deciding, opened)
+    initializers_to_inputs(graph, {tensor.name for tensor in opened.tensors if tensor.movable})
     for inner in nested(graph):
         _open_held(model, inner, deciding, opened, is_main=inner is graph)
     for function in model.proto.functions:
@@ -92,6 +99,23 @@ def drop_unused_initializers(graph: onnx.GraphProto) -> None:
         del graph.initializer[:], graph.input[:]
         graph.initializer.MergeFrom(rest.initializer)
         graph.input.MergeFrom(rest.input)
+
+
+def initializers_to_inputs(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Make inputs of some initializers, which must then be fed: onnxruntime copies initializers, and reads inputs."""
+    inputs = [
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in graph.initializer
+        if tensor.name in names
+    ]
+    rest = onnx.GraphProto(
+        initializer=[tensor for tensor in graph.initializer if tensor.name not in names],
+        input=[value for value in graph.input if value.name not in names],
+    )
+    del graph.initializer[:], graph.input[:]
+    graph.initializer.MergeFrom(rest.initializer)
+    graph.input.MergeFrom(rest.input)
+    graph.input.extend(inputs)
 
 
 def _constants_to_initializers(model: OnnxModel) -> None:

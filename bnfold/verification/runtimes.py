@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import DeviceError
-from bnfold.verification.devices import CPU_PROVIDER, CUDA_PROVIDER, Device
+from bnfold.verification.devices import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Device
 
 Array = npt.NDArray[np.generic]
 
@@ -25,6 +25,7 @@ _SILENT = 4  # onnxruntime's severity FATAL: what goes wrong is raised, not writ
 _PROVIDER_OPTIONS = {
     CPU_PROVIDER: {},
     CUDA_PROVIDER: {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"},
+    TENSORRT_PROVIDER: {"trt_fp16_enable": "0", "trt_int8_enable": "0"},
 }
 _HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -60,19 +61,35 @@ class Session:
         model: Path of the file, or the serialised model.
         device: Where every heavy node must run.
         injected: Values of those initializers of `model` that it declares as external data.
+        in_order: Run nodes in the order of the file, which frees their results early, not in depth-first order.
+        as_deployed: With the runtime's own optimisations, and TF32 where the device has it; not for a verdict.
 
     Raises:
         DeviceError: The session does not run on `device`.
         RuntimeFailure: onnxruntime refuses the model.
     """
 
-    def __init__(self, model: str | bytes, device: Device, injected: Mapping[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        model: str | bytes,
+        device: Device,
+        injected: Mapping[str, Array] | None = None,
+        *,
+        in_order: bool = False,
+        as_deployed: bool = False,
+    ) -> None:
         import onnxruntime  # noqa: PLC0415
 
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        provider_options = dict(_PROVIDER_OPTIONS[device.provider])
+        if as_deployed:
+            provider_options |= {"use_tf32": "1"} if device.provider == CUDA_PROVIDER else {}
+        else:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = _SILENT
         options.use_deterministic_compute = True
+        if in_order:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # onnxruntime may read injected values where they lie: arrays and wrappers live as long as this.
         self._arrays = dict(injected or {})
@@ -84,7 +101,7 @@ class Session:
                 model,
                 options,
                 providers=[device.provider],
-                provider_options=[_PROVIDER_OPTIONS[device.provider]],
+                provider_options=[provider_options],
                 enable_fallback=0,
             )
         except Exception as error:  # onnxruntime's errors have no common base of their own
@@ -94,6 +111,7 @@ class Session:
         self._speaks_numpy = not any(
             "bfloat16" in item.type for item in (*self._session.get_inputs(), *self._session.get_outputs())
         )
+        self.nodes_elsewhere: tuple[str, ...] = ()
         self.nodes_per_provider = self._check_placement(device)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, object]:
@@ -126,15 +144,20 @@ class Session:
         if head != device.provider:
             raise DeviceError(f"onnxruntime gave a session on {head} where {device.provider} was asked for")
         nodes: Counter[str] = Counter()
+        elsewhere = []
         for part in self._session.get_provider_graph_assignment_info():
             for node in part.get_nodes():
                 nodes[part.ep_name] += 1
-                if part.ep_name != device.provider and node.op_type in _HEAVY_OPS:
+                if part.ep_name == device.provider:
+                    continue
+                elsewhere.append(f"{node.op_type} {node.name!r} on {part.ep_name}")
+                if node.op_type in _HEAVY_OPS:
                     raise DeviceError(
                         f"onnxruntime put {node.op_type} {node.name!r} on {part.ep_name} "
                         f"where {device.provider} was asked for",
                         hint=f"{device.provider} has no kernel for it; verify with --device cpu.",
                     )
+        self.nodes_elsewhere = tuple(elsewhere)
         return dict(nodes)
 
 

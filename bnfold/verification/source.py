@@ -14,7 +14,7 @@ from bnfold.errors import ModelLoadError, UsageError
 from bnfold.onnx.load import OnnxModel, from_proto, load
 from bnfold.verification.devices import Device
 from bnfold.verification.parameters import drop_unused_initializers
-from bnfold.verification.runtimes import Session
+from bnfold.verification.runtimes import Array, Session
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -77,8 +77,12 @@ class Source:
         assert self.proto is not None  # noqa: S101 - one of the two is always there
         return from_proto(self.proto)
 
-    def session(self, device: Device) -> Session:
+    def session(self, device: Device, *, as_deployed: bool = False) -> Session:
         """The model as it is, loaded on `device`.
+
+        Args:
+            device: Where every heavy node must run.
+            as_deployed: With the runtime's own optimisations, and TF32.
 
         Raises:
             DeviceError: It does not run there.
@@ -86,12 +90,16 @@ class Source:
             RuntimeFailure: The runtime refuses it.
         """
         if self.path is not None:
-            return Session(str(self.path), device)
+            return Session(str(self.path), device, as_deployed=as_deployed)
         # By reference again: a serialised copy would double the memory and end at 2 GiB.
         model = self.skeleton()
         drop_unused_initializers(model.proto.graph)
-        injected = {}
-        for tensor in model.proto.graph.initializer:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                injected[tensor.name] = model.array(tensor)
-        return Session(model.proto.SerializeToString(), device, injected)
+        return Session(model.proto.SerializeToString(), device, injected_values(model), as_deployed=as_deployed)
+
+
+def injected_values(model: OnnxModel) -> dict[str, Array]:
+    """The values of the initializers that a skeleton has by reference."""
+    external = onnx.TensorProto.EXTERNAL
+    return {
+        tensor.name: model.array(tensor) for tensor in model.proto.graph.initializer if tensor.data_location == external
+    }

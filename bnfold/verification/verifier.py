@@ -11,13 +11,21 @@ from dataclasses import dataclass, field, replace
 from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationError
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict, VerifyConfig
 from bnfold.report.report import Report
-from bnfold.verification.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
-from bnfold.verification.evidence import Baseline, Tolerances, compare_runs, judge_outputs
+from bnfold.verification.devices import (
+    Device,
+    DeviceRequest,
+    cpu_device,
+    cuda_device,
+    parse_device,
+    tensorrt_device,
+)
+from bnfold.verification.evidence import Baseline, Tolerances, compare_runs, judge_outputs, metrics_only
 from bnfold.verification.feeds import FeedRequest, make_feeds
 from bnfold.verification.gate import NOISE_LIMIT
 from bnfold.verification.inputs import Shapes
 from bnfold.verification.runtimes import Array, FailureKind, RuntimeFailure, check_device_works
 from bnfold.verification.sampling import Range, declared_inputs
+from bnfold.verification.sites import SITE_LIMIT, measure_sites, worst_failure
 from bnfold.verification.source import ModelLike, Source
 
 _Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, names of the outputs
@@ -32,6 +40,7 @@ class _Task:
     folded: Source
     feeds: FeedRequest
     tolerances: Tolerances | None
+    tf32: bool
 
 
 def verify(
@@ -46,23 +55,29 @@ def verify(
     value_ranges: Mapping[str, Range] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    tf32: bool = False,
 ) -> Report:
     """Compare a folded ONNX model with its original, by running both with graph optimisations off.
 
-    An output passes if it is at most 4 times as far from the original's as the original's own output moves
-    when its parameters are moved by one unit in the last place.
+    Two gates decide. Sites: what changed, fed with the original's own activations, gives what the original gives, up
+    to rounding; this names the layer that is wrong. Outputs: an output passes if it is at most 4 times as far from the
+    original's as the original's own output moves when its parameters are moved by one unit in the last place.
 
     Args:
         original: A path, an onnx.ModelProto or an onnx_ir.Model.
         folded: The same.
         inputs: Real data by input name, or a sequence of that, one a sample; what is left out is made up.
-        device: "auto" (the GPU if it works, else the CPU), "cpu" or "cuda"; "cuda" never falls back.
+        device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or "tensorrt"; only "auto" falls back.
+            For "tensorrt", which folds BatchNorm itself, the original runs on CUDA.
         samples: Number of samples, where no data is given.
         seed: Seed of the inputs and of the noise.
         shapes: Shapes of inputs with open dimensions; by name, or in order with None for a name left out.
         value_ranges: Lowest and highest value of inputs that are made up, by name.
-        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| decides, not the noise.
+        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| at the outputs decides, and no
+            gate; the report lists the sites all the same.
         atol: See `rtol`; what is not given is 0.
+        tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
+            report that beside the verdict; needs "cuda", or "auto" that finds it.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -81,9 +96,17 @@ def verify(
         Source.of(folded, "folded"),
         FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
         _tolerances(rtol, atol),
+        tf32,
     )
+    if tf32 and task.device not in (DeviceRequest.CUDA, DeviceRequest.AUTO):
+        raise UsageError(f"tf32 was asked for on {device}, which has none", hint="Use --device cuda.")
     if task.device is DeviceRequest.CPU:
         return _verify_on(cpu_device(), task)
+    if task.device is DeviceRequest.TENSORRT:
+        tensorrt = tensorrt_device()
+        for needed in (cuda_device(), tensorrt):
+            check_device_works(needed)
+        return _verify_on(cuda_device(), task, deployed_on=tensorrt)
     try:
         gpu = cuda_device()
         check_device_works(gpu)
@@ -110,52 +133,80 @@ class _Clock:
             self.timings_s[phase] = time.perf_counter() - start
 
 
-def _verify_on(device: Device, task: _Task, fell_back: str | None = None) -> Report:
+def _verify_on(
+    device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
+) -> Report:
     clock = _Clock()
     with clock.measure("total"):
-        report = _compare_models(device, task, clock, fell_back)
+        report = _compare_models(device, deployed_on or device, task, clock, fell_back)
     return replace(report, timings_s=clock.timings_s)
 
 
-def _compare_models(device: Device, task: _Task, clock: _Clock, fell_back: str | None) -> Report:
+def _compare_models(device: Device, folded_device: Device, task: _Task, clock: _Clock, fell_back: str | None) -> Report:
     original = task.original.skeleton()
-    task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+    folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
     with _original_errors(task.original, device):
         with clock.measure("original_session"):
             session = task.original.session(device)
         with clock.measure("inputs"):
             feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
         with clock.measure("original_runs"):
-            references = [session.run(feed) for feed in feeds]
-    baseline = Baseline(original, device, task.feeds.seed, feeds, references)
-    config = VerifyConfig(task.feeds.seed, len(feeds), inputs, noise_limit=NOISE_LIMIT)
+            references = [session.run(feed) for feed in feeds[1:]]
+    config = VerifyConfig(task.feeds.seed, len(feeds), inputs, noise_limit=NOISE_LIMIT, site_limit=SITE_LIMIT)
     if task.tolerances is not None:
         config = replace(config, rtol=task.tolerances.rtol, atol=task.tolerances.atol)
     info = DeviceInfo(
         requested=task.device.value,
-        used=device.kind,
-        name=device.name,
-        provider=device.provider,
+        used=folded_device.kind,
+        name=folded_device.name,
+        provider=folded_device.provider,
         fell_back=fell_back,
         nodes_per_provider=session.nodes_per_provider,
+        nodes_elsewhere=session.nodes_elsewhere,
     )
     report = Report(Verdict.INCONCLUSIVE, "nothing was compared", device=info, config=config)
     interface = session.inputs, session.outputs
     del session  # the models and the copies run one after another: one set of weights in memory at a time
+    with clock.measure("sites"):
+        outcome = measure_sites(original, folded, device, feeds[0])
+    del folded
+    report = replace(report, sites=outcome.sites, sites_note=outcome.note)
+    first = outcome.references
+    if first is None:
+        with _original_errors(task.original, device), clock.measure("original_again"):
+            first = task.original.session(device).run(feeds[0])
+    baseline = Baseline(original, device, task.feeds.seed, feeds, [first, *references])
     try:
         with clock.measure("folded_session"):
-            session = task.folded.session(device)
+            session = task.folded.session(folded_device)
         if problem := _other_interface(interface, (session.inputs, session.outputs)):
             return replace(report, verdict=Verdict.FAIL, reason=problem)
         with clock.measure("folded_runs"):
             compared = compare_runs(session, baseline, task.tolerances)
+        del session
     except RuntimeFailure as failure:
         return _folded_failure(failure, task.folded, report)
-    del session
+    if task.tf32 and device.kind == "cuda":
+        with clock.measure("as_deployed"):
+            report = replace(report, as_deployed=_run_as_deployed(task.folded, device, baseline))
     with clock.measure("noise"):
         outputs, draws = judge_outputs(compared, baseline, task.tolerances)
     verdict, reason = _worst(outputs)
+    wrong_layer = "" if task.tolerances else worst_failure(outcome.sites)
+    if wrong_layer:
+        said = [wrong_layer, reason] if verdict is Verdict.FAIL else [wrong_layer]
+        verdict, reason = Verdict.FAIL, "; ".join(said)
     return replace(report, verdict=verdict, reason=reason, outputs=outputs, config=replace(config, noise_draws=draws))
+
+
+def _run_as_deployed(folded: Source, device: Device, baseline: Baseline) -> tuple[OutputMetrics, ...]:
+    try:
+        return metrics_only(compare_runs(folded.session(device, as_deployed=True), baseline, None))
+    except RuntimeFailure as failure:
+        raise DeviceError(
+            f"{folded.label} cannot run as deployed, with the runtime's optimisations and TF32: {failure}",
+            hint="Leave out --tf32 for the verdict alone.",
+        ) from failure
 
 
 def _worst(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:

@@ -1,5 +1,6 @@
 """The report as a line and as JSON."""
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,7 @@ from bnfold.report import (
     OutputMetrics,
     PlanEntry,
     Report,
+    Site,
     Verdict,
     VerifyConfig,
 )
@@ -60,7 +62,7 @@ def test_json_has_every_key_of_the_schema():
     assert document["schema"] == "bnfold.report/1"
     assert set(document) == {
         *("schema", "verdict", "reason", "tool", "input", "output", "device", "folds", "merges", "left"),
-        *("sites", "outputs", "config", "timings"),
+        *("sites", "sites_note", "as_deployed", "outputs", "config", "timings"),
     }
     assert (document["merges"], document["sites"]) == ([], [])
     assert set(document["tool"]) == {"version", "python", "packages"}
@@ -113,3 +115,33 @@ def test_lists_of_numbers_are_finite_too():
 def test_what_json_cannot_hold_is_refused():
     with pytest.raises(TypeError, match="set"):
         to_json_value({1, 2})
+
+
+def test_sites_are_told_worst_first():
+    site = Site("bn1", ("conv1",), Verdict.PASS, ratio=3.25, max_abs=1e-6, rel_l2=2e-7, channel=4)
+    lost = Site("h", ("soft",), Verdict.SKIPPED, "no rounding bound is known for Softmax")
+    report = dataclasses.replace(GOOD, sites=(site, lost), sites_note="'h' was not measured on its own")
+    said = "4 samples, 1 site, worst 3.25 rounding bounds (limit 32), 1 site judged by the outputs alone, worst noise"
+    assert said in report.summary_line()
+    nothing = dataclasses.replace(GOOD, sites_note="sites were not measured: the opsets differ (17 and 18)")
+    assert "4 samples, no sites measured, worst noise" in nothing.summary_line()
+    document = json.loads(report.to_json())
+    assert document["sites"][0] == {
+        "name": "bn1",
+        "nodes": ["conv1"],
+        "verdict": "pass",
+        "reason": "",
+        "ratio": 3.25,
+        "max_abs": 1e-6,
+        "rel_l2": 2e-7,
+        "channel": 4,
+    }
+    assert document["sites"][1]["ratio"] is None
+    assert document["sites_note"] == "'h' was not measured on its own"
+    assert document["config"]["site_limit"] == 32
+
+
+def test_an_infinite_ratio_becomes_null():
+    site = Site("bn1", ("conv1",), Verdict.FAIL, "wrong", ratio=math.inf)
+    (told,) = json.loads(dataclasses.replace(GOOD, sites=(site,)).to_json())["sites"]
+    assert (told["ratio"], told["nonfinite_values"]) == (None, 1)

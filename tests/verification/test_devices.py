@@ -127,7 +127,9 @@ def test_a_heavy_node_elsewhere_is_refused(monkeypatch):
     with pytest.raises(DeviceError, match="put Conv '' on CPUExecutionProvider"):
         Session(original(random_layers(1)).SerializeToString(), cuda)
     light = parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[N] y) { y = Relu(x) }')
-    assert Session(light.SerializeToString(), cuda).nodes_per_provider == {devices.CPU_PROVIDER: 1}
+    session = Session(light.SerializeToString(), cuda)
+    assert session.nodes_per_provider == {devices.CPU_PROVIDER: 1}
+    assert session.nodes_elsewhere == ("Relu '' on CPUExecutionProvider",)
 
 
 def test_auto_falls_back_where_the_gpu_has_no_kernel(pair, monkeypatch):
@@ -208,6 +210,94 @@ def test_the_package_is_the_function():
     layers = random_layers(1)
     for _ in range(2):
         assert bnfold.verify(original(layers), folded(layers), device="cpu").verdict is Verdict.PASS
+
+
+@without_gpu
+def test_tensorrt_without_its_libraries_is_one_sentence(pair, capfd):
+    with pytest.raises(DeviceError) as error:
+        verify(*pair, device="tensorrt")
+    assert capfd.readouterr() == ("", "")
+    assert error.value.exit_code == 4
+    assert str(error.value).startswith("TensorRT cannot be used: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_build_without_tensorrt_is_named(pair, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(DeviceError, match=r"TensorRT cannot be used: the installed onnxruntime .* is built without it"):
+        verify(*pair, device="tensorrt")
+
+
+def test_tensorrt_is_compared_with_cuda(pair, monkeypatch):
+    """The folded model runs on TensorRT, everything else on CUDA; both stand-ins are the CPU."""
+    cuda, tensorrt = (Device(kind, devices.CPU_PROVIDER, kind) for kind in ("cuda", "tensorrt"))
+    monkeypatch.setattr("bnfold.verification.verifier.cuda_device", lambda: cuda)
+    monkeypatch.setattr("bnfold.verification.verifier.tensorrt_device", lambda: tensorrt)
+    used = []
+    real = runtimes.Session.__init__
+
+    def create(session, model, device, *args, **options):
+        used.append((len(args[0]) if args and args[0] else 0, device.kind))
+        real(session, model, device, *args, **options)
+
+    monkeypatch.setattr(runtimes.Session, "__init__", create)
+    report = verify(*pair, device="tensorrt")
+    assert report.verdict is Verdict.PASS
+    assert (report.device.requested, report.device.used, report.device.name) == ("tensorrt", "tensorrt", "tensorrt")
+    assert report.summary_line().startswith("pass: outputs match on TensorRT (")
+    kinds = [kind for _, kind in used[2:]]  # after the probes
+    assert kinds == ["cuda", "cuda", "tensorrt", "cuda"]  # the original, the sites, the folded model, the noise
+
+
+def test_tf32_is_reported_beside_the_verdict(pair, monkeypatch):
+    monkeypatch.setattr("bnfold.verification.verifier.cuda_device", lambda: Device("cuda", devices.CPU_PROVIDER, "x"))
+    report = verify(*pair, device="cuda", tf32=True)
+    assert report.verdict is Verdict.PASS
+    assert report.device.tf32 is False
+    (output,) = report.as_deployed
+    assert (output.name, output.verdict, output.noise_ratio) == ("y", Verdict.SKIPPED, None)
+    assert output.rel_l2 < 1e-5
+    assert verify(*pair, device="cuda").as_deployed == ()
+    with pytest.raises(UsageError, match="tf32 was asked for on cpu"):
+        verify(*pair, device="cpu", tf32=True)
+
+
+def test_a_run_as_deployed_that_fails_is_not_held_against_the_fold(pair, monkeypatch):
+    monkeypatch.setattr("bnfold.verification.verifier.cuda_device", lambda: Device("cuda", devices.CPU_PROVIDER, "x"))
+    real = runtimes.Session.__init__
+
+    def create(session, *args, as_deployed=False, **options):
+        if as_deployed:
+            raise RuntimeFailure(FailureKind.REJECTED, "no such fusion")
+        real(session, *args, **options)
+
+    monkeypatch.setattr(runtimes.Session, "__init__", create)
+    with pytest.raises(DeviceError, match=r"cannot run as deployed, .* no such fusion"):
+        verify(*pair, device="cuda", tf32=True)
+
+
+def test_what_a_provider_is_told_about_tf32(monkeypatch):
+    told = []
+
+    def refuse(model, options, *, providers, provider_options, enable_fallback):
+        told.append((providers, provider_options, enable_fallback, options.graph_optimization_level))
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    gpu = Device("cuda", devices.CUDA_PROVIDER, "a GPU")
+    for as_deployed in (False, True):
+        with pytest.raises(RuntimeFailure):
+            Session(b"", gpu, as_deployed=as_deployed)
+    levels = onnxruntime.GraphOptimizationLevel
+    verdict, deployed = told
+    assert verdict == (
+        ["CUDAExecutionProvider"],
+        [{"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT"}],
+        0,
+        levels.ORT_DISABLE_ALL,
+    )
+    assert deployed[1][0]["use_tf32"] == "1"
+    assert deployed[3] == levels.ORT_ENABLE_ALL
 
 
 @pytest.mark.gpu

@@ -73,6 +73,22 @@ def test_data_from_a_file_is_what_both_models_see(tmp_path):
     assert shapes_of(report) == {"x": (2, 3), "z": (2, 3)}
 
 
+def test_a_folder_has_a_sample_in_each_file(tmp_path):
+    for name, rows in (("b", 5), ("a", 1), ("c", 2)):
+        np.savez(tmp_path / f"{name}.npz", x=np.ones((rows, 3), np.float32))
+    (tmp_path / "notes.txt").write_text("no data")
+    data = load_inputs(tmp_path)
+    assert [sample["x"].shape[0] for sample in data] == [1, 5, 2]
+    report = check(model(SUM, w=[2.0]), inputs=data)
+    assert report.config.samples == 3
+    assert shapes_of(report)["x"] == (1, 3)
+
+
+def test_a_folder_without_data_is_an_error(tmp_path):
+    with pytest.raises(ModelLoadError, match=r"has no \.npz files"):
+        load_inputs(tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 torn", "pickle", "npy"])
 def test_other_files_are_not_read_as_data(tmp_path, content):
     path = tmp_path / "data.npz"
