@@ -47,6 +47,7 @@ class StopCode(StrEnum):
     VARIES = "varies"
     BROADCAST = "broadcast"
     SHIFT = "shift"
+    CHANGES_DTYPE = "changes_dtype"
     WEIGHT_NOT_CONSTANT = "weight_not_constant"
     QUANTIZED_WEIGHT = "quantized_weight"
     WEIGHT_DTYPE = "weight_dtype"

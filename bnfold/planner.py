@@ -14,11 +14,13 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from bnfold.affine import Affine
+from bnfold.backward import pull
 from bnfold.errors import UsageError
+from bnfold.forward import Forward
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode
-from bnfold.moves import Forward, Route, listed, pull
 from bnfold.plan import Direction, Fold, Left, Plan, Step
 from bnfold.rounding import Float64Array
+from bnfold.route import Route, listed
 from bnfold.rules import Part
 from bnfold.tensors import Tensors
 from bnfold.weights import Folding

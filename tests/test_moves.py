@@ -8,7 +8,7 @@ import pytest
 from graphs import Builder, is_output
 from streams import STREAMS
 
-from bnfold import moves, planner
+from bnfold import backward, forward, planner
 from bnfold.graph import Graph, Op
 from bnfold.plan import Direction
 from bnfold.rules import TABLE, Row
@@ -30,7 +30,9 @@ def rule_calls(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> int:
         return replace(row, backward=backward, forward=forward)
 
     with monkeypatch.context() as patch:
-        patch.setattr(moves, "TABLE", {op: counting(op, row) for op, row in TABLE.items()})
+        table = {op: counting(op, row) for op, row in TABLE.items()}
+        patch.setattr(backward, "TABLE", table)
+        patch.setattr(forward, "TABLE", table)
         planner.plan(graph)
     return calls.total()
 

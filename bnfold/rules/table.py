@@ -1,7 +1,7 @@
 """The table: which row each operator has.
 
 Backward means from an operator's output to its inputs, forward from an input to the output; s is the scale of an
-affine, t its shift. Linear maps absorb affines and affines compose; these ends of a move belong to `bnfold.moves`.
+affine, t its shift. Linear maps absorb affines and affines compose; these ends of a move belong to `bnfold.route`.
 
 | operator | backward | forward |
 |---|---|---|
@@ -41,6 +41,9 @@ _NONLINEAR = frozenset(
 def _no_rule(node: OpNode) -> Stop:
     if node.stop is not None:
         return node.stop
+    if node.op_type in ("Cast", "CastLike"):
+        reason = f"{node.op_type} '{node.name}' changes the element type, and what it rounds must not change"
+        return Stop(StopCode.CHANGES_DTYPE, reason)
     if node.op_type in _NONLINEAR:
         return Stop(StopCode.NONLINEAR, f"{node.op_type} '{node.name}' is not linear, nothing moves past it")
     return Stop(StopCode.NO_RULE, f"no exact rule moves an affine past {node.op_type} '{node.name}'")

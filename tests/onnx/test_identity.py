@@ -52,7 +52,7 @@ def test_dropout_of_old_opsets_is_inference(opset: int) -> None:
     [
         ("d = Dropout (c, half, yes)", "no_rule"),
         ("d = Dropout (c, half, flag)", "no_rule"),
-        ("e = Cast <to=1> (c)\n d = Cast <to=11> (e)", "no_rule"),
+        ("e = Cast <to=1> (c)\n d = Cast <to=11> (e)", "changes_dtype"),
         ("d, mask = Dropout (c)\n used = Not (mask)", "no_rule"),
     ],
 )

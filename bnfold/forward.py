@@ -1,195 +1,19 @@
-"""How one part of an affine, the scale or the shift, gets from where it is into linear maps.
+"""How one part of affines, the scale or the shift, gets forward into the linear maps that read their outputs.
 
-Backward, the region that it crosses is a tree, since nothing else may read what changes: each node offers ways to do to
-its inputs what should be done to its output, and the first way whose inputs can all be served is taken. Forward, it is
-one sweep in the order of the graph: everything that reads what changes has to pass it on or take it.
+It is one sweep in the order of the graph: everything that reads what changes has to pass it on or take it.
 """
 
 import heapq
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Protocol
+from collections.abc import Mapping
 
-from bnfold.affine import Affine
 from bnfold.graph import AffineNode, Graph, MapNode, Node, Op, OpNode, Stop, StopCode, Value
 from bnfold.rounding import Float64Array
+from bnfold.route import Ends, Route, into_map
 from bnfold.rules import TABLE, Part
-from bnfold.rules.row import Arrays
 from bnfold.tensors import Tensors
 
 _STOPS_SHIFT = frozenset({Op.RELU, Op.MUL, Op.DIV, Op.SUM, Op.ZERO_PAD, Op.OPAQUE})
 _STOPS_SCALE = frozenset({Op.OPAQUE})
-
-
-@dataclass(slots=True)
-class Route:
-    """Where a part of an affine ends up.
-
-    Attributes:
-        maps: The linear maps that take it, as a vector along their channels.
-        affines: The affines that stay and take it, as an array on their output (backward) or input (forward).
-        changed: The values that are no longer what they were.
-        passed: The nodes that it moves past.
-    """
-
-    maps: dict[MapNode, Float64Array] = field(default_factory=dict)
-    affines: dict[AffineNode, Float64Array] = field(default_factory=dict)
-    changed: list[Value] = field(default_factory=list)
-    passed: list[Node] = field(default_factory=list)
-
-    def merge(self, other: "Route") -> None:
-        """Adds another route, through other nodes."""
-        self.maps.update(other.maps)
-        self.affines.update(other.affines)
-        self.changed += other.changed
-        self.passed += other.passed
-
-
-_Search = Generator["_Search", "Route | Stop", "Route | Stop"]
-
-
-class Ends(Protocol):
-    """Which affines that stay may be ends of a route."""
-
-    def takes(self, node: AffineNode) -> bool:
-        """Whether an affine takes another into itself."""
-
-    def takes_shift(self, node: AffineNode, shape: tuple[int, ...]) -> bool:
-        """Whether a node adds a constant that takes a shift of this shape, and is scaled where a scale passes."""
-
-
-def pull(tensors: Tensors, node: AffineNode, array: Float64Array, part: Part, ends: Ends) -> Route | Stop:
-    """Moves a part of an affine backward.
-
-    Args:
-        tensors: The present state of the graph.
-        node: The affine.
-        array: The part, on the input of the affine.
-        part: Which part it is.
-        ends: Which other affines may take it.
-
-    Returns:
-        The route, or the reason why there is none.
-    """
-    stack: list[_Search] = [_pull(tensors, node.inputs[0], node, array, part, ends)]
-    result: Route | Stop | None = None
-    while stack:
-        try:
-            stack.append(next(stack[-1]) if result is None else stack[-1].send(result))
-            result = None
-        except StopIteration as finished:
-            stack.pop()
-            result = finished.value
-    assert result is not None  # noqa: S101 - every search returns
-    return result
-
-
-def _pull(
-    tensors: Tensors,
-    value: Value,
-    reader: Node,
-    array: Float64Array,
-    part: Part,
-    ends: Ends,
-) -> _Search:
-    root = tensors.root(value)
-    if root.producer is None:
-        return root.source
-    stop = seen_by_others(tensors, root, reader)
-    if stop is not None:
-        return stop
-    producer = root.producer
-    route = Route(changed=[root], passed=[producer])
-    match producer:
-        case MapNode():
-            vector = into_map(producer, producer.linear.output_axis, producer.linear.out_channels, array, "output")
-            return vector if isinstance(vector, Stop) else Route(maps={producer: vector}, changed=[root])
-        case AffineNode():
-            return (yield from _past_affine(tensors, producer, route, array, part, ends))
-        case OpNode():
-            position = next(at for at, output in enumerate(producer.outputs) if output is root)
-            # An output that nothing reads may change along with this one.
-            idle = (output for output in producer.outputs if not output.uses and output.observer is None)
-            route.changed += [output for output in idle if output is not root]
-            ways = TABLE[producer.op].backward(producer, position, array, part)
-            if isinstance(ways, Stop):
-                return ways
-            reasons: list[Stop] = []
-            for way in ways:
-                found = yield from _serve(tensors, producer, way, part, ends)
-                if isinstance(found, Route):
-                    route.merge(found)
-                    return route
-                reasons.append(found)
-            return reasons[0]
-    message = f"a {type(producer).__name__} is no node that anything moves past"
-    raise TypeError(message)
-
-
-def _serve(tensors: Tensors, node: OpNode, way: Arrays, part: Part, ends: Ends) -> _Search:
-    """Does to the inputs of a node what one way asks for."""
-    route = Route()
-    for source, array in zip(node.inputs, way, strict=True):
-        if array is None or (array == part.neutral).all():
-            continue
-        found = yield _pull(tensors, source, node, array, part, ends)
-        if isinstance(found, Stop):
-            return found
-        route.merge(found)
-    return route
-
-
-def _past_affine(
-    tensors: Tensors,
-    node: AffineNode,
-    route: Route,
-    array: Float64Array,
-    part: Part,
-    ends: Ends,
-) -> _Search:
-    """Into an affine that stays, or past an Add of a constant that varies along more than the channels.
-
-    Such a constant, a position embedding for instance, takes the shift, and is scaled where the scale passes:
-    s·(x + c) + t = s·x + (s·c + t).
-    """
-    if ends.takes(node):
-        return Route(affines={node: array}, changed=route.changed)
-    if not ends.takes_shift(node, array.shape):
-        return Stop(StopCode.NO_RULE, f"its input comes from {node.op_type} '{node.name}', which stays")
-    if part is Part.SHIFT:
-        return Route(affines={node: array}, changed=route.changed)
-    found = yield _pull(tensors, node.inputs[0], node, array, part, ends)
-    if isinstance(found, Stop):
-        return found
-    route.affines[node] = array
-    route.merge(found)
-    return route
-
-
-def seen_by_others(tensors: Tensors, root: Value, reader: Node) -> Stop | None:
-    """Why a tensor must keep its value: somebody reads it besides one use by `reader`."""
-    assert root.producer is not None  # noqa: S101 - the caller has looked
-    seen = tensors.observed(root)
-    if seen is not None and seen.observer is not None:
-        output = f"'{seen.name}', the output of '{root.producer.name}',"
-        return Stop(seen.observer.code, f"{output} {seen.observer.reason}")
-    uses = tensors.uses(root)
-    if len(uses) == 1 and uses[reader] == 1:
-        return None
-    others = (user.name for user in uses if user is not reader)
-    who = listed(others, len(uses) - 1) if len(uses) > 1 else "the same node a second time"
-    of = f"the output of {root.producer.op_type} '{root.producer.name}'"
-    return Stop(StopCode.OTHER_CONSUMERS, f"{of} is also read by {who}")
-
-
-def into_map(node: MapNode, axis: int, channels: int, array: Float64Array, side: str) -> Float64Array | Stop:
-    """The part as a vector along the channels of a linear map, or why it is none."""
-    vector = Affine(array, array).along(axis, channels)
-    if vector is not None:
-        return vector.scale
-    where = f"{side} channels of {node.op_type} '{node.name}' (axis {axis}, size {channels})"
-    return Stop(StopCode.CHANNEL_AXIS, f"it does not act on the {where}")
 
 
 class Forward:
@@ -359,9 +183,3 @@ def _values_that_can_leave(graph: Graph, part: Part) -> set[Value]:
             ):
                 leaves.add(value)
     return leaves
-
-
-def listed(names: Iterator[str], count: int, limit: int = 3) -> str:
-    """Some names, quoted, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in islice(names, limit))
-    return shown if count <= limit else f"{shown} and {count - limit} more"
