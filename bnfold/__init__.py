@@ -16,6 +16,7 @@ from bnfold.version import __version__
 
 if TYPE_CHECKING:
     from bnfold.api import FoldResult, fold, inspect
+    from bnfold.latency import Timing, benchmark
     from bnfold.plan import Fold, Left, Plan
     from bnfold.report import Report, Verdict
     from bnfold.verification import InputSpec, verify
@@ -31,12 +32,14 @@ __all__ = [
     "OutputError",
     "Plan",
     "Report",
+    "Timing",
     "UnsafeModelError",
     "UnsupportedModelError",
     "UsageError",
     "Verdict",
     "VerificationError",
     "__version__",
+    "benchmark",
     "fold",
     "inspect",
     "verify",
@@ -49,7 +52,9 @@ _HOMES = {
     "Left": "bnfold.plan",
     "Plan": "bnfold.plan",
     "Report": "bnfold.report",
+    "Timing": "bnfold.latency",
     "Verdict": "bnfold.report",
+    "benchmark": "bnfold.latency",
     "fold": "bnfold.api",
     "inspect": "bnfold.api",
     "verify": "bnfold.verification",

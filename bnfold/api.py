@@ -2,82 +2,94 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeGuard, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Generic, Protocol, TypeGuard, TypeVar, cast, overload
 
-from bnfold.errors import UnsupportedModelError, UsageError
+from bnfold.errors import UsageError
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir
+    import torch
 
-    from bnfold.onnx.fold import FoldedOnnx
     from bnfold.onnx.load import OnnxModel
-    from bnfold.onnx.save import Staged
-    from bnfold.plan import Plan
+    from bnfold.plan import Leftover, Plan
+    from bnfold.torch.inputs import DynamicShapes, ExampleInputs
 
     OnnxLike = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
+    TorchLike = torch.nn.Module | torch.export.ExportedProgram
 
-ModelT = TypeVar("ModelT")
+ModelT_co = TypeVar("ModelT_co", covariant=True)
+ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
+
+
+class Staged(Protocol):
+    """A model written beside its destination.
+
+    Attributes:
+        path: The complete model, to be read and run but not changed.
+        destination: Where `commit` puts it.
+    """
+
+    path: Path
+    destination: Path
+
+    def commit(self) -> None:
+        """Reads back what was written, and puts it in the place of the destination.
+
+        Raises:
+            OutputError: That failed; the destination is as it was.
+        """
 
 
 @dataclass(slots=True, eq=False)
-class FoldResult(Generic[ModelT]):
+class FoldResult(Generic[ModelT_co]):
     """What `fold` returns.
 
     Attributes:
         plan: What was folded, and what was left with the reason.
+        changed: Whether the folded model differs from the original at all.
+        ops_before: How many nodes of each operator the original has.
+        ops_after: How many nodes of each operator the folded model has.
     """
 
     plan: "Plan"
-    _folded: "FoldedOnnx"
-    _original: object
-    _model: ModelT | None = field(default=None)
+    changed: bool
+    ops_before: Mapping[str, int]
+    ops_after: Mapping[str, int]
+    _build: Callable[[], ModelT_co]
+    _stage: "Callable[[Path, bool], AbstractContextManager[Staged]]"
+    _model: ModelT_co | None = field(default=None)
 
     @property
-    def model(self) -> ModelT:
-        """The folded model, of the type that was given; an onnx.ModelProto where a path was given."""
+    def model(self) -> ModelT_co:
+        """The folded model, of the type that was given; for a path, an onnx.ModelProto or an ExportedProgram."""
         if self._model is None:
-            self._model = cast(ModelT, _like(self._original, self._folded.model))
+            self._model = self._build()
         return self._model
-
-    @property
-    def changed(self) -> bool:
-        """Whether the folded model differs from the original at all."""
-        return self._folded.changed
-
-    @property
-    def ops_before(self) -> Mapping[str, int]:
-        """How many nodes of each operator the original has."""
-        return self._folded.ops_before
-
-    @property
-    def ops_after(self) -> Mapping[str, int]:
-        """How many nodes of each operator the folded model has."""
-        return self._folded.ops_after
 
     def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> None:
         """Writes the folded model, without verifying it.
 
         Args:
-            path: An .onnx file in an existing folder; another file there is replaced.
+            path: A file in an existing folder; another file there is replaced. An ONNX model goes to .onnx, an exported
+                program to .pt2, or its state dict to .safetensors or .pt, as a module's does.
             force: Allow the file that the model was read from to be replaced.
 
         Raises:
             OutputError: It cannot be written; what was there before is as it was.
         """
-        from bnfold.onnx.save import save  # noqa: PLC0415 - only who saves pays for it
-
-        save(self._folded.model, path, force=force)
+        with self.staged(path, force=force) as staged:
+            staged.commit()
 
     def staged(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "AbstractContextManager[Staged]":
         """Writes the folded model into a private folder beside its destination, to be verified there.
 
         Args:
-            path: An .onnx file in an existing folder.
+            path: See `save`.
             force: Allow the file that the model was read from to be replaced.
 
         Returns:
@@ -86,34 +98,85 @@ class FoldResult(Generic[ModelT]):
         Raises:
             OutputError: It cannot be written; what was there before is as it was.
         """
-        from bnfold.onnx.save import stage  # noqa: PLC0415 - only who saves pays for it
-
-        return stage(self._folded.model, path, force=force)
+        return self._stage(Path(path), force)
 
 
 @overload
 def fold(
-    model: "str | os.PathLike[str] | onnx.ModelProto",
+    model: "str | os.PathLike[str]",
+    example_inputs: None = None,
     *,
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     leftover: str = "conv",
+    merge: bool = True,
+) -> "FoldResult[onnx.ModelProto | torch.export.ExportedProgram]": ...
+@overload
+def fold(
+    model: "onnx.ModelProto",
+    example_inputs: None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    leftover: str = "conv",
+    merge: bool = True,
 ) -> "FoldResult[onnx.ModelProto]": ...
 @overload
 def fold(
-    model: "onnx_ir.Model", *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv"
+    model: "onnx_ir.Model",
+    example_inputs: None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    leftover: str = "conv",
+    merge: bool = True,
 ) -> "FoldResult[onnx_ir.Model]": ...
+@overload
 def fold(
-    model: "OnnxLike", *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv"
-) -> "FoldResult[onnx.ModelProto] | FoldResult[onnx_ir.Model]":
+    model: "torch.export.ExportedProgram",
+    example_inputs: None = None,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    leftover: str = "conv",
+    merge: bool = True,
+) -> "FoldResult[torch.export.ExportedProgram]": ...
+@overload
+def fold(
+    model: ModuleT,
+    example_inputs: "ExampleInputs",
+    *,
+    dynamic_shapes: "DynamicShapes | None" = None,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    inplace: bool = False,
+) -> FoldResult[ModuleT]: ...
+def fold(
+    model: "OnnxLike | TorchLike",
+    example_inputs: "ExampleInputs | None" = None,
+    *,
+    dynamic_shapes: "DynamicShapes | None" = None,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    leftover: str = "conv",
+    merge: bool = True,
+    inplace: bool = False,
+) -> "FoldResult[object]":
     """Folds the BatchNorms of a model into the weights around them.
 
     Args:
-        model: The path of an .onnx file, an onnx.ModelProto or an onnx_ir.Model; it is not changed.
+        model: The path of an .onnx or .pt2 file, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or a
+            torch.export.ExportedProgram; it is not changed unless `inplace` says so.
+        example_inputs: What to call a torch.nn.Module with: a tuple of positional inputs, a dict of named ones, or
+            (args, kwargs). The fold is right for the path that these inputs take through the code of the module.
+        dynamic_shapes: For a torch.nn.Module, as for torch.export.export.
         skip: Glob patterns (case-sensitive) of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
         leftover: What becomes of the BNs that cannot be folded: "conv" writes a 1x1 depthwise Conv (Mul and Add where
-            a runtime has none), "mul-add" Mul and Add, "keep" leaves them.
+            a runtime has none), "mul-add" Mul and Add, "keep" leaves them. In a torch.nn.Module they always stay.
+        merge: Whether parallel branches that add up to one map become one, in models that are graphs: a
+            torch.nn.Module keeps its branches.
+        inplace: Fold a torch.nn.Module itself instead of a copy.
 
     Returns:
         The folded model and the plan that was carried out. Nothing is written, and nothing verified.
@@ -121,38 +184,109 @@ def fold(
     Raises:
         UsageError: A pattern matches no BN, or an argument is of the wrong kind.
         ModelLoadError: The model is missing, damaged or not valid.
-        UnsafeModelError: It refers to files outside its folder.
+        UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
     """
-    from bnfold.onnx.fold import fold_onnx  # noqa: PLC0415 - `import bnfold` stays light
-    from bnfold.onnx.leftover import Leftover  # noqa: PLC0415
+    form = _leftover(leftover)
+    skip, only = _patterns("skip", skip), _patterns("only", only)
+    if _is_module(model):
+        from bnfold.torch.fold import fold_module  # noqa: PLC0415 - `import bnfold` stays light
+        from bnfold.torch.save import stage_module  # noqa: PLC0415
 
-    try:
-        form = Leftover(leftover)
-    except ValueError as error:
-        message = f"leftover is '{leftover}', not one of {', '.join(Leftover)}"
-        raise UsageError(message) from error
-    folded = fold_onnx(_opened(model), skip=_patterns("skip", skip), only=_patterns("only", only), leftover=form)
-    return FoldResult(folded.plan, folded, model)
+        if example_inputs is None:
+            raise _no_example(model)
+        module = fold_module(model, example_inputs, dynamic_shapes, skip=skip, only=only, inplace=inplace)
+        return FoldResult(
+            module.plan,
+            module.changed,
+            module.ops_before,
+            module.ops_after,
+            lambda: module.module,
+            lambda path, force: stage_module(module.module, path, force=force),
+        )
+    if example_inputs is not None or dynamic_shapes is not None or inplace:
+        message = f"example_inputs, dynamic_shapes and inplace are for a torch.nn.Module, not a {type(model).__name__}"
+        raise UsageError(message)
+    source = Path(model) if isinstance(model, str | os.PathLike) else None
+    if _is_program(model) or _is_pt2(source):
+        from bnfold.torch.fold import fold_program  # noqa: PLC0415
+        from bnfold.torch.load import load_program  # noqa: PLC0415
+        from bnfold.torch.save import stage_program  # noqa: PLC0415
+
+        program = fold_program(
+            model if _is_program(model) else load_program(cast(Path, source)), skip=skip, only=only, leftover=form
+        )
+        return FoldResult(
+            program.plan,
+            program.changed,
+            program.ops_before,
+            program.ops_after,
+            lambda: program.program,
+            lambda path, force: stage_program(program.program, path, source, force=force),
+        )
+    from bnfold.onnx.fold import fold_onnx  # noqa: PLC0415
+    from bnfold.onnx.save import stage  # noqa: PLC0415
+
+    folded = fold_onnx(_opened(model), skip=skip, only=only, leftover=form, merge=merge)
+    return FoldResult(
+        folded.plan,
+        folded.changed,
+        folded.ops_before,
+        folded.ops_after,
+        lambda: _like(model, folded.model),
+        lambda path, force: stage(folded.model, path, force=force),
+    )
 
 
-def inspect(model: "OnnxLike") -> "Plan":
+def inspect(
+    model: "OnnxLike | TorchLike",
+    example_inputs: "ExampleInputs | None" = None,
+    *,
+    dynamic_shapes: "DynamicShapes | None" = None,
+) -> "Plan":
     """Says what `fold` would do to a model, without doing it.
 
     Args:
-        model: The path of an .onnx file, an onnx.ModelProto or an onnx_ir.Model.
+        model: As for `fold`.
+        example_inputs: As for `fold`.
+        dynamic_shapes: As for `fold`.
 
     Returns:
         The plan: every BN either folded, or left with the reason.
 
     Raises:
+        UsageError: An argument is of the wrong kind.
         ModelLoadError: The model is missing, damaged or not valid.
-        UnsafeModelError: It refers to files outside its folder.
+        UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
     """
-    from bnfold.onnx.fold import inspect_onnx  # noqa: PLC0415 - `import bnfold` stays light
+    if _is_module(model):
+        from bnfold.torch.fold import inspect_module  # noqa: PLC0415 - `import bnfold` stays light
+
+        if example_inputs is None:
+            raise _no_example(model)
+        return inspect_module(model, example_inputs, dynamic_shapes)
+    if example_inputs is not None or dynamic_shapes is not None:
+        message = f"example_inputs and dynamic_shapes are for a torch.nn.Module, not a {type(model).__name__}"
+        raise UsageError(message)
+    if _is_program(model) or (isinstance(model, str | os.PathLike) and _is_pt2(Path(model))):
+        from bnfold.torch.fold import inspect_program  # noqa: PLC0415
+        from bnfold.torch.load import load_program  # noqa: PLC0415
+
+        return inspect_program(model if _is_program(model) else load_program(Path(cast(str, model))))
+    from bnfold.onnx.fold import inspect_onnx  # noqa: PLC0415
 
     return inspect_onnx(_opened(model))
+
+
+def _leftover(text: str) -> "Leftover":
+    from bnfold.plan import Leftover  # noqa: PLC0415 - `import bnfold` stays light
+
+    try:
+        return Leftover(text)
+    except ValueError as error:
+        message = f"leftover is '{text}', not one of {', '.join(Leftover)}"
+        raise UsageError(message) from error
 
 
 def _patterns(option: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -160,6 +294,11 @@ def _patterns(option: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
         message = f"{option} is the string '{patterns}', not a tuple of patterns"
         raise UsageError(message, hint=f'Write {option}=("{patterns}",).')
     return tuple(patterns)
+
+
+def _no_example(model: object) -> UsageError:
+    message = f"a {type(model).__name__} needs example_inputs: what the code does with them is what is folded"
+    return UsageError(message, hint="Give a tuple of tensors, a dict of named ones, or (args, kwargs).")
 
 
 def _opened(model: object) -> "OnnxModel":
@@ -175,16 +314,32 @@ def _opened(model: object) -> "OnnxModel":
         from bnfold.onnx.ir import model_to_proto  # noqa: PLC0415
 
         return from_proto(model_to_proto(model))
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
-        message = f"a {type(model).__name__} of PyTorch was given, and bnfold folds ONNX models"
-        raise UnsupportedModelError(message, hint="Export it with torch.onnx.export and fold the .onnx file.")
     message = f"a {type(model).__name__} is no model that bnfold knows"
-    raise UsageError(message, hint="Give the path of an .onnx file, an onnx.ModelProto or an onnx_ir.Model.")
+    hint = (
+        "Give the path of an .onnx or .pt2 file, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or a"
+        " torch.export.ExportedProgram."
+    )
+    raise UsageError(message, hint=hint)
+
+
+def _is_pt2(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() == ".pt2"
+
+
+# Models of torch and of onnx_ir can only exist where these have been imported.
+
+
+def _is_module(model: object) -> "TypeGuard[torch.nn.Module]":
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def _is_program(model: object) -> "TypeGuard[torch.export.ExportedProgram]":
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.export.ExportedProgram)
 
 
 def _is_ir_model(model: object) -> "TypeGuard[onnx_ir.Model]":
-    # A model of onnx_ir can only exist where onnx_ir has been imported.
     onnx_ir = sys.modules.get("onnx_ir")
     return onnx_ir is not None and isinstance(model, onnx_ir.Model)
 

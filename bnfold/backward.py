@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 from bnfold.graph import AffineNode, MapNode, Node, OpNode, Stop, StopCode, Value
 from bnfold.rounding import Float64Array
-from bnfold.route import Ends, Route, into_map, listed
+from bnfold.route import Ends, Route, into_map, seen_by_others
 from bnfold.rules import TABLE, Part
 from bnfold.rules.row import Arrays
 from bnfold.tensors import Tensors
@@ -53,14 +53,15 @@ def _pull(
     root = tensors.root(value)
     if root.producer is None:
         return root.source
-    stop = _seen_by_others(tensors, root, reader)
+    stop = seen_by_others(tensors, root, reader)
     if stop is not None:
         return stop
     producer = root.producer
     route = Route(changed=[root], passed=[producer])
     match producer:
         case MapNode():
-            vector = into_map(producer, producer.linear.output_axis, producer.linear.out_channels, array, "output")
+            linear = tensors.linear(producer)
+            vector = into_map(producer, linear.output_axis, linear.out_channels, array, "output")
             return vector if isinstance(vector, Stop) else Route(maps={producer: vector}, changed=[root])
         case AffineNode():
             return (yield from _past_affine(tensors, producer, route, array, part, ends))
@@ -76,7 +77,7 @@ def _pull(
             for way in ways:
                 found = yield from _serve(tensors, producer, way, part, ends)
                 if isinstance(found, Route):
-                    route.merge(found)
+                    route.merge(found, part)
                     return route
                 reasons.append(found)
             return reasons[0]
@@ -93,7 +94,7 @@ def _serve(tensors: Tensors, node: OpNode, way: Arrays, part: Part, ends: Ends) 
         found = yield _pull(tensors, source, node, array, part, ends)
         if isinstance(found, Stop):
             return found
-        route.merge(found)
+        route.merge(found, part)
     return route
 
 
@@ -120,21 +121,5 @@ def _past_affine(
     if isinstance(found, Stop):
         return found
     route.affines[node] = array
-    route.merge(found)
+    route.merge(found, part)
     return route
-
-
-def _seen_by_others(tensors: Tensors, root: Value, reader: Node) -> Stop | None:
-    """Why a tensor must keep its value: somebody reads it besides one use by `reader`."""
-    assert root.producer is not None  # noqa: S101 - the caller has looked
-    seen = tensors.observed(root)
-    if seen is not None and seen.observer is not None:
-        output = f"'{seen.name}', the output of '{root.producer.name}',"
-        return Stop(seen.observer.code, f"{output} {seen.observer.reason}")
-    uses = tensors.uses(root)
-    if len(uses) == 1 and uses[reader] == 1:
-        return None
-    others = (user.name for user in uses if user is not reader)
-    who = listed(others, len(uses) - 1) if len(uses) > 1 else "the same node a second time"
-    of = f"the output of {root.producer.op_type} '{root.producer.name}'"
-    return Stop(StopCode.OTHER_CONSUMERS, f"{of} is also read by {who}")

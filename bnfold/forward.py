@@ -93,7 +93,8 @@ class Forward:
         """Moves into the next reader: its end, or what it passes on."""
         reader, arrays = waiting.pop()
         match reader:
-            case MapNode(linear=linear):
+            case MapNode():
+                linear = self._tensors.linear(reader)
                 array = arrays[self._tensors.root(reader.inputs[0])]
                 vector = into_map(reader, linear.input_axis, linear.in_channels, array, "input")
                 if isinstance(vector, Stop):

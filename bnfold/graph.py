@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.affine import Affine
-from bnfold.weights import LinearMap
+from bnfold.weights import LinearMap, Window
 
 
 class Kind(StrEnum):
@@ -55,6 +55,15 @@ class StopCode(StrEnum):
     PADDED_SHIFT = "padded_shift"
     OVERFLOW = "overflow"
     MORE_WORK = "more_work"
+    STRIDES = "strides"
+    OUTPUT_SIZE = "output_size"
+    PADDING = "padding"
+    NEEDS_GRAPH = "needs_graph"
+    SHARED_WEIGHT = "shared_weight"
+    HOOKS = "hooks"
+    MUTATED = "mutated"
+    NOT_REACHED = "not_reached"
+    NOT_CAPTURED = "not_captured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +153,15 @@ class Along:
         axes: The axes of the input.
         keep: Whether they are still there, perhaps with another size, in the output.
         counts_padding: Whether zeros of a padding take part in an average.
+        kernel: The size of the window of an average; empty if not every output is the same sum over such a window.
+        window: How it slides; None likewise.
     """
 
     axes: frozenset[int]
     keep: bool = True
     counts_padding: bool = False
+    kernel: tuple[int, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)

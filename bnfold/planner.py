@@ -2,23 +2,24 @@
 
 An affine first tries to go backward, into the linear maps that compute its input, then forward, into everything that
 reads its output, then with its scale backward and its shift forward. What stays is composed into what
-follows it. This repeats until nothing moves.
+follows it. Branches that add up to one map become one (see `bnfold.merging`). This repeats until nothing moves.
 
 The graph is only read; what has moved so far is kept beside it, in `bnfold.tensors`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from bnfold.affine import Affine
 from bnfold.backward import pull
+from bnfold.ends import Staying, grows, varies_widely, where_affines_end
 from bnfold.errors import UsageError
 from bnfold.forward import Forward
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode
-from bnfold.plan import Direction, Fold, Left, Plan, Step
+from bnfold.merging import Found, Merging
+from bnfold.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
 from bnfold.rounding import Float64Array
 from bnfold.route import Route, listed
 from bnfold.rules import Part
@@ -30,7 +31,14 @@ _REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
 _NORMALISERS = frozenset({"Div", "Mul", "LayerNormalization", "InstanceNormalization", "GroupNormalization"})
 
 
-def plan(graph: Graph, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), compose: bool = True) -> Plan:
+def plan(
+    graph: Graph,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    compose: bool = True,
+    merge: bool = False,
+) -> Plan:
     """Decides what becomes of every affine of a graph.
 
     Args:
@@ -38,6 +46,7 @@ def plan(graph: Graph, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = ()
         skip: Glob patterns (case-sensitive) of the names of affines that must stay as they are.
         only: Glob patterns; if given, every affine that matches none of them stays.
         compose: Whether an affine that stays may be merged into an affine behind it.
+        merge: Whether branches may become one map; the front-end must know how to carry out the plan's junctions.
 
     Returns:
         The plan.
@@ -57,8 +66,8 @@ def plan(graph: Graph, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = ()
         if any(fnmatchcase(node.name, pattern) for pattern in skip)
         or (only and not any(fnmatchcase(node.name, pattern) for pattern in only))
     }
-    search = _Search(graph, skipped, compose=compose)
-    while search.fold_all() or search.compose_all():
+    search = _Search(graph, skipped, compose=compose, merge=merge)
+    while search.fold_all() or search.merge_all() or search.compose_all():
         pass
     return search.result()
 
@@ -74,7 +83,7 @@ class _Move:
 
 
 class _Search:
-    def __init__(self, graph: Graph, skipped: set[AffineNode], *, compose: bool) -> None:
+    def __init__(self, graph: Graph, skipped: set[AffineNode], *, compose: bool, merge: bool) -> None:
         self._compose = compose
         self._nodes = graph.affines
         self._skipped = skipped
@@ -87,6 +96,11 @@ class _Search:
         self._forward = Forward(graph, self._tensors)
         self._foldings: dict[MapNode, Folding] = {}
         self._steps: dict[AffineNode, Step] = {}
+        merging = Merging(graph, self._tensors, self._foldings, self._affines, compose=compose)
+        self._merging = merging if merge else None
+        self._junctions: list[Junction] = []
+        self._merges: list[Merge] = []
+        self._apart: list[Apart] = []
 
     def fold_all(self) -> bool:
         """Moves every affine that can end in linear maps; says whether any did."""
@@ -105,7 +119,7 @@ class _Search:
 
         One by one would take the square of their number: each shift travels down the whole stream.
         """
-        ends = _Ends(self._affines, compose=False)
+        ends = Staying(self._affines, compose=False)
         shifts: dict[AffineNode, Float64Array] = {}
         scales: dict[AffineNode, Route] = {}
         for node in self._affines:
@@ -131,6 +145,21 @@ class _Search:
             self._commit(node, _Move(direction, (route, sweep), foldings, {}))
         return True
 
+    def merge_all(self) -> bool:
+        """Makes one map of every sum of branches that can be one; says whether any could."""
+        if self._merging is None:
+            return False
+        count = len(self._merges)
+        self._apart.clear()
+        for place in self._merging.places:
+            found = self._merging.at(place)
+            while isinstance(found, Found):
+                self._join(found)
+                found = self._merging.at(place)
+            if found is not None:
+                self._apart.append(Apart((place.name,), found.code, found.reason))
+        return len(self._merges) > count
+
     def compose_all(self) -> bool:
         """Merges affines into the affines next to them; says whether any were."""
         if not self._compose:
@@ -142,10 +171,12 @@ class _Search:
 
     def result(self) -> Plan:
         """The plan for what has been decided."""
-        ends = self._ends()
-        left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in self._nodes if node not in self._steps}
+        ends = where_affines_end(self._nodes, self._steps, self._junctions)
+        merged = {node for junction in self._junctions for node in junction.gone}
+        nodes = [node for node in self._nodes if node not in merged]
+        left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in nodes if node not in self._steps}
         folds = []
-        for node in self._nodes:
+        for node in nodes:
             stays_in = next((end for end in ends[node] if end in left_with and self._is_composed(node, end)), None)
             if isinstance(stays_in, AffineNode):
                 left_with[stays_in].append(node)
@@ -161,7 +192,40 @@ class _Search:
                 names = tuple(part.name for part in composed)
                 batch_norms = len([part for part in composed if part.kind is Kind.BATCH_NORM])
                 left.append(Left(names, node.kind, stop.code, stop.reason, batch_norms))
-        return Plan(tuple(folds), tuple(left), tuple(self._steps.values()), dict(self._foldings), dict(self._affines))
+        return Plan(
+            tuple(folds),
+            tuple(left),
+            tuple(self._steps.values()),
+            dict(self._foldings),
+            dict(self._affines),
+            tuple(self._merges),
+            tuple(self._apart),
+            tuple(self._junctions),
+        )
+
+    def _join(self, found: Found) -> None:
+        """Carries out a merge."""
+        assert self._merging is not None  # noqa: S101 - it has found the merge
+        junction = replace(found.junction, after=len(self._steps))
+        target = junction.target
+        collapsed = [node for node, _ in junction.collapsed]
+        for node in (*junction.gone, *collapsed):
+            self._merging.gone.add(node)
+            if isinstance(node, MapNode):
+                self._foldings.pop(node, None)
+            elif isinstance(node, AffineNode):
+                del self._affines[node]
+        for node in junction.gone:
+            self._tensors.drop(node)
+        for node, position in junction.collapsed:
+            self._tensors.remove(node, position)
+        if found.folding is not None and isinstance(target, MapNode):
+            self._foldings[target] = found.folding
+            self._tensors.become(target, found.folding.linear)
+        if found.affine is not None and isinstance(target, AffineNode):
+            self._affines[target] = found.affine
+        self._junctions.append(junction)
+        self._merges.append(found.merge)
 
     def _commit(self, node: AffineNode, move: "_Move | Stop") -> bool:
         if isinstance(move, Stop):
@@ -175,17 +239,9 @@ class _Search:
         self._tensors.remove(node)
         return True
 
-    def _ends(self) -> dict[Node, list[Node]]:
-        """Where each affine is now: in its own node, or in the maps and affines that took it."""
-        ends: dict[Node, list[Node]] = {node: [node] for node in self._nodes if node not in self._steps}
-        for node, step in reversed(self._steps.items()):  # what took it is gone only later, if at all
-            found = (end for target in step.targets for end in ends.get(target, [target]))
-            ends[node] = [*dict.fromkeys(found)]
-        return ends
-
     def _is_composed(self, node: AffineNode, end: Node) -> bool:
         """Whether an affine is part of another that stays; a constant that took its shift is not one."""
-        return node is end or not (isinstance(end, AffineNode) and _varies_widely(end))
+        return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
 
     def _is_worth_a_word(self, node: AffineNode) -> bool:
         """Whether a spelled-out affine that stays is listed: if per-channel, next to a linear map, and by itself."""
@@ -268,7 +324,7 @@ class _Search:
         routes: dict[Part, Route] = {}
         # The shift first: fewer operators let it pass, so its reason says more.
         for part, array in sorted(self._parts(node).items(), reverse=True):
-            ends = _Ends(self._affines, compose=compose)
+            ends = Staying(self._affines, compose=compose)
             if ways[part] is Direction.BACKWARD:
                 route = pull(self._tensors, node, array, part, ends)
             else:
@@ -295,7 +351,7 @@ class _Search:
     def _absorb(self, foldings: dict[MapNode, Folding], routes: dict[Part, Route], side: Direction) -> None:
         """Lets the maps at the ends of some routes take what arrives there."""
         for target in dict.fromkeys(target for route in routes.values() for target in route.maps):
-            linear = target.linear
+            linear = self._tensors.linear(target)
             size = linear.out_channels if side is Direction.BACKWARD else linear.in_channels
             scale, shift = (routes[part].maps.get(target) if part in routes else None for part in Part)
             affine = Affine(np.ones(size) if scale is None else scale, np.zeros(size) if shift is None else shift)
@@ -307,7 +363,8 @@ class _Search:
     def _cannot_hold(self, foldings: dict[MapNode, Folding], *, more_work: int) -> Stop | None:
         for target, folding in foldings.items():
             if folding.shift_is_lost():
-                reason = f"{target.op_type} '{target.name}' {target.linear.partial_kernel}, and the shift is not zero"
+                why = folding.linear.partial_kernel
+                reason = f"{target.op_type} '{target.name}' {why}, and the shift is not zero"
                 return Stop(StopCode.PADDED_SHIFT, reason)
             defect = folding.defect()
             if defect is not None:
@@ -315,7 +372,7 @@ class _Search:
         more = [
             target.name
             for target, folding in foldings.items()
-            if folding.adds_work() and not self._foldings.get(target, Folding(target.linear)).adds_work()
+            if folding.adds_work() and not self._foldings.get(target, Folding(folding.linear)).adds_work()
         ]
         if len(more) > more_work:
             reason = f"{listed(iter(more), len(more))} would each need an Add, {len(more)} for one that goes"
@@ -340,44 +397,9 @@ class _Search:
             shift = np.zeros((1,) * present.rank) if taken[1] is None else taken[1]
             affines[target] = Affine(scale, shift).then(present)
         for target, affine in affines.items():
-            if _grows(self._affines[target], affine):
+            if grows(self._affines[target], affine):
                 reason = f"'{target.name}' would vary along more axes than it does"
                 return Stop(StopCode.VARIES, reason)
             if not affine.fits(target.inputs[0].dtype):
                 return Stop(StopCode.OVERFLOW, f"composed with '{target.name}' it cannot be stored")
         return affines
-
-
-@dataclass(frozen=True, slots=True)
-class _Ends:
-    """The affines that stay and may take others."""
-
-    affines: Mapping[AffineNode, Affine]
-    compose: bool
-
-    def takes(self, node: AffineNode) -> bool:
-        """Only a BN does: composing spelled-out affines makes no model smaller."""
-        return self.compose and node.kind is Kind.BATCH_NORM and node in self.affines
-
-    def takes_shift(self, node: AffineNode, shape: tuple[int, ...]) -> bool:
-        """An Add of a constant that already varies wherever the shift does."""
-        affine = self.affines.get(node)
-        if affine is None or not _varies_widely(node):
-            return False
-        return len(shape) == affine.rank and all(
-            size in (1, have) for size, have in zip(shape, affine.shift.shape, strict=True)
-        )
-
-
-def _grows(before: Affine, after: Affine) -> bool:
-    """Whether an affine varies along an axis along which it did not."""
-    old = np.broadcast_shapes(before.scale.shape, before.shift.shape)
-    new = np.broadcast_shapes(after.scale.shape, after.shift.shape)
-    return any(size > 1 and was == 1 for was, size in zip(old, new, strict=True))
-
-
-def _varies_widely(node: AffineNode) -> bool:
-    """Whether a node adds a constant that varies along several axes, as a position embedding does."""
-    if node.kind is Kind.BATCH_NORM or node.affine is None or not (node.affine.scale == 1).all():
-        return False
-    return node.affine.varying_axes > 1

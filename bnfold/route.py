@@ -1,13 +1,17 @@
-"""Where a part of an affine ends up, and which ends there are."""
+"""Where a part of an affine ends up, which ends there are, and who else reads what lies on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bnfold.affine import Affine
 from bnfold.graph import AffineNode, MapNode, Node, Stop, StopCode, Value
 from bnfold.rounding import Float64Array
+from bnfold.rules.row import Part
+from bnfold.tensors import Tensors
+
+_EndT = TypeVar("_EndT", MapNode, AffineNode)
 
 
 @dataclass(slots=True)
@@ -26,12 +30,20 @@ class Route:
     changed: list[Value] = field(default_factory=list)
     passed: list[Node] = field(default_factory=list)
 
-    def merge(self, other: "Route") -> None:
-        """Adds another route, through other nodes."""
-        self.maps.update(other.maps)
-        self.affines.update(other.affines)
+    def merge(self, other: "Route", part: Part) -> None:
+        """Adds another route of the same part; where both end, as behind a Split, the end takes what both bring."""
+        _add(self.maps, other.maps, part)
+        _add(self.affines, other.affines, part)
         self.changed += other.changed
         self.passed += other.passed
+
+
+def _add(ends: dict[_EndT, Float64Array], others: Mapping[_EndT, Float64Array], part: Part) -> None:
+    for node, array in others.items():
+        if node in ends:
+            ends[node] = ends[node] * array if part is Part.SCALE else ends[node] + array
+        else:
+            ends[node] = array
 
 
 class Ends(Protocol):
@@ -57,3 +69,19 @@ def listed(names: Iterator[str], count: int, limit: int = 3) -> str:
     """Some names, quoted, and how many more there are."""
     shown = ", ".join(f"'{name}'" for name in islice(names, limit))
     return shown if count <= limit else f"{shown} and {count - limit} more"
+
+
+def seen_by_others(tensors: Tensors, root: Value, reader: Node) -> Stop | None:
+    """Why a tensor that a node computes must keep its value: somebody reads it besides one use by `reader`."""
+    assert root.producer is not None  # noqa: S101 - the caller has looked
+    seen = tensors.observed(root)
+    if seen is not None and seen.observer is not None:
+        output = f"'{seen.name}', the output of '{root.producer.name}',"
+        return Stop(seen.observer.code, f"{output} {seen.observer.reason}")
+    uses = tensors.uses(root)
+    if len(uses) == 1 and uses[reader] == 1:
+        return None
+    others = (user.name for user in uses if user is not reader)
+    who = listed(others, len(uses) - 1) if len(uses) > 1 else "the same node a second time"
+    of = f"the output of {root.producer.op_type} '{root.producer.name}'"
+    return Stop(StopCode.OTHER_CONSUMERS, f"{of} is also read by {who}")

@@ -1,17 +1,19 @@
-"""The values of a graph while affines go away: such an affine makes its input and its output one tensor."""
+"""The values of a graph while nodes go away: such a node makes an input and its output one tensor."""
 
 from collections import Counter
 
-from bnfold.graph import AffineNode, Node, Value
+from bnfold.graph import MapNode, Node, Value
+from bnfold.weights import LinearMap
 
 
 class Tensors:
-    """Which values have become one tensor, and who reads it."""
+    """Which values have become one tensor, who reads it, and what the maps between them are now."""
 
     def __init__(self) -> None:
         self._parents: dict[Value, Value] = {}
         self._uses: dict[Value, Counter[Node]] = {}
         self._observed: dict[Value, Value | None] = {}
+        self._linears: dict[MapNode, LinearMap] = {}
 
     def root(self, value: Value) -> Value:
         """The first value of the tensor that `value` is part of."""
@@ -32,11 +34,23 @@ class Tensors:
         """The value as which a tensor is seen from outside the graph, if it is."""
         return self._observed.get(root, root if root.observer is not None else None)
 
-    def remove(self, node: AffineNode) -> None:
-        """Makes the input and the output of an affine one tensor."""
-        source, target = self.root(node.inputs[0]), self.root(node.outputs[0])
-        uses = self.uses(source)
-        del uses[node]
-        uses.update(self.uses(target))
+    def linear(self, node: MapNode) -> LinearMap:
+        """The map of a node, without what it has absorbed."""
+        return self._linears.get(node, node.linear)
+
+    def become(self, node: MapNode, linear: LinearMap) -> None:
+        """Puts another map in the place of a node's."""
+        self._linears[node] = linear
+
+    def remove(self, node: Node, position: int = 0) -> None:
+        """Makes one input of a node and its output one tensor; the node reads nothing any more."""
+        source, target = self.root(node.inputs[position]), self.root(node.outputs[0])
+        self.drop(node)
+        self.uses(source).update(self.uses(target))
         self._observed[source] = self.observed(source) or self.observed(target)
         self._parents[target] = source
+
+    def drop(self, node: Node) -> None:
+        """Takes away a node that nothing reads."""
+        for value in (*node.inputs, *node.also_reads):
+            self.uses(self.root(value)).pop(node, None)

@@ -26,6 +26,9 @@ import numpy as np
 from bnfold.affine import Affine
 from bnfold.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
 
+PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
+"""What `LinearMap.partial_kernel` says of a convolution with padding."""
+
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
 
@@ -66,6 +69,23 @@ class ArrayTensor:
         return self.array
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a convolution slides, each number for each spatial axis.
+
+    Attributes:
+        strides: The distance between two outputs, in inputs; transposed, the other way round.
+        dilations: The distance between two taps.
+        before: How many zeros stand before the input; transposed, how many outputs are cut off there.
+        after: The same at the end; transposed, less the output padding.
+    """
+
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LinearMap:
     """A convolution, transposed convolution or matrix product with constant weights.
@@ -81,6 +101,7 @@ class LinearMap:
         alpha: What multiplies the product (Gemm).
         beta: What multiplies the bias (Gemm).
         partial_kernel: Empty if every output sums the whole kernel, else a clause saying why not.
+        window: How a convolution slides; None for a matrix product, and where that depends on the size of the input.
         bias_is_extra: Whether a bias is an operation of its own (an Add behind a MatMul).
     """
 
@@ -93,6 +114,7 @@ class LinearMap:
     alpha: float = 1.0
     beta: float = 1.0
     partial_kernel: str = ""
+    window: Window | None = None
     bias_is_extra: bool = False
 
     @property
@@ -140,9 +162,16 @@ class Folding:
 
     def weight(self) -> Array:
         """The new weight, in the shape and dtype of the old one; each value rounded once."""
+        return self._scaled(self.linear.weight.dtype)
+
+    def exact_weight(self) -> Float64Array:
+        """The new weight in the shape of the old one, not rounded to its dtype; `alpha` is not in it."""
+        return self._scaled(np.dtype(np.float64)).astype(np.float64, copy=False)
+
+    def _scaled(self, dtype: DType) -> Array:
         linear = self.linear
         old = _as_rows(linear)
-        new = np.empty_like(old)
+        new = np.empty(old.shape, dtype)
         row_scale, column_scale = self._scales()
         blocks = [*_row_blocks(old)]
         wide = np.empty(old[blocks[0]].shape) if blocks else np.empty(0)
@@ -161,8 +190,13 @@ class Folding:
         Its shape is (out,), followed by a 1 for each axis behind the channels of a matrix product from the left; for
         a Gemm whose bias varies along the rows it is (M, N). It multiplies no `beta` any more.
         """
+        exact = self.exact_bias()
+        bias = self.linear.bias
+        return None if exact is None else round_once(exact, self.linear.weight.dtype if bias is None else bias.dtype)
+
+    def exact_bias(self) -> Float64Array | None:
+        """The new bias as `bias` gives it, not rounded to its dtype."""
         linear = self.linear
-        dtype = linear.weight.dtype if linear.bias is None else linear.bias.dtype
         vector = (-1,) + (1,) * (-linear.output_axis - 1 if len(linear.weight.shape) == 2 else 0)
         exact = np.zeros((linear.out_channels,)).reshape(vector)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -172,9 +206,7 @@ class Folding:
                 exact = exact + (linear.alpha * _kernel_sums(linear, self.inner.shift)).reshape(vector)
             if self.outer is not None:
                 exact = exact * self.outer.scale.reshape(vector) + self.outer.shift.reshape(vector)
-        if linear.bias is None and not exact.any():
-            return None
-        return round_once(exact, dtype)
+        return None if linear.bias is None and not exact.any() else exact
 
     def defect(self) -> str | None:
         """Says why the new weights cannot be stored, or None if they can.
@@ -223,7 +255,7 @@ class Folding:
                 largest = largest * np.abs(row_scale.reshape(-1))
             if column_scale is not None:
                 largest = largest * np.abs(column_scale).max()
-        return bool((largest < 0.999 * largest_finite(old.dtype)).all())
+        return bool((largest < 0.999 * largest_finite(self.linear.weight.dtype)).all())
 
 
 def _as_rows(linear: LinearMap) -> Array:

@@ -1,32 +1,24 @@
 """What `fold` and `verify` share: the verification, from the words of the command line."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from bnfold.report import Report
+    from bnfold.torch.examples import Call
+    from bnfold.verification import InputSpec
+    from bnfold.verification.inputs import Array
 
 
-def compare(
-    original: Path,
-    folded: Path,
-    device: str,
-    samples: int,
-    seed: int,
-    shapes: Sequence[str] | None,
-    inputs: Path | None,
-    value_ranges: Sequence[str] | None,
-    rtol: float | None,
-    atol: float | None,
-    *,
-    tf32: bool = False,
-) -> "Report":
-    """Runs `bnfold.verify` with options as they were typed.
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The options of a verification, as they were typed.
 
-    Args:
-        original: The original file.
-        folded: The file to compare with it.
+    Attributes:
         device: "auto", "cpu", "cuda" or "tensorrt".
         samples: Number of made-up samples.
         seed: Their seed.
@@ -36,23 +28,79 @@ def compare(
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         tf32: Report a run with TF32 beside the verdict.
+    """
+
+    device: str = "auto"
+    samples: int = 4
+    seed: int = 0
+    shapes: Sequence[str] | None = None
+    inputs: Path | None = None
+    value_ranges: Sequence[str] | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    tf32: bool = False
+
+    def parsed_shapes(self) -> "list[tuple[str | None, InputSpec]]":
+        """The shapes, with None for a name that was left out.
+
+        Raises:
+            UsageError: One is malformed.
+        """
+        from bnfold.verification import parse_input  # noqa: PLC0415 - `bnfold --help` need not wait for it
+
+        return [parse_input(text) for text in self.shapes or ()]
+
+    def parsed_ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value by input name.
+
+        Raises:
+            UsageError: One is malformed.
+        """
+        from bnfold.verification import parse_value_range  # noqa: PLC0415
+
+        return dict(parse_value_range(text) for text in self.value_ranges or ())
+
+    def loaded_inputs(self) -> "list[dict[str, Array]] | None":
+        """The real data, one mapping a sample, or None.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+        """
+        from bnfold.verification import load_inputs  # noqa: PLC0415
+
+        return None if self.inputs is None else load_inputs(self.inputs)
+
+
+def compare(
+    original: "str | Path | torch.nn.Module | torch.export.ExportedProgram",
+    folded: "str | Path | torch.nn.Module | torch.export.ExportedProgram",
+    options: Verification,
+    call: "Call | None" = None,
+) -> "Report":
+    """Runs `bnfold.verify` with options as they were typed.
+
+    Args:
+        original: The original.
+        folded: The model to compare with it.
+        options: The options.
+        call: What a torch.nn.Module is called with; the shapes are in it.
 
     Raises:
         UsageError: An option is malformed or does not fit the model.
     """
     import bnfold  # noqa: PLC0415 - `bnfold --help` need not wait for it
-    from bnfold.verification import load_inputs, parse_input, parse_value_range  # noqa: PLC0415
 
     return bnfold.verify(
         original,
         folded,
-        inputs=None if inputs is None else load_inputs(inputs),
-        device=device,
-        samples=samples,
-        seed=seed,
-        shapes=[parse_input(text) for text in shapes or ()] or None,
-        value_ranges=dict(parse_value_range(text) for text in value_ranges or ()) or None,
-        rtol=rtol,
-        atol=atol,
-        tf32=tf32,
+        inputs=options.loaded_inputs(),
+        example_inputs=call,
+        device=options.device,
+        samples=options.samples,
+        seed=options.seed,
+        shapes=options.parsed_shapes() or None if call is None else None,
+        value_ranges=options.parsed_ranges() or None,
+        rtol=options.rtol,
+        atol=options.atol,
+        tf32=options.tf32,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,12 @@ import typer
 from bnfold.errors import UsageError
 
 from . import options
-from .compare import compare
+from .code import stdout_kept
+from .compare import Verification
+from .jobs import FoldOptions, Job, fold_model
+from .models import CodeOptions
 
 if TYPE_CHECKING:
-    import onnx
-
-    from bnfold.api import FoldResult
     from bnfold.report import Report
 
 FAILED_EXIT_CODE = 1
@@ -23,9 +24,24 @@ SITES = 3
 
 
 def fold(
-    model: Annotated[Path, typer.Argument(metavar="IN", help="An .onnx file with BatchNorm.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="An .onnx or .pt2 file, or package.module:factory: a function or class that gives a torch.nn.Module,"
+            " or a module itself. Its code is imported and run, with the current folder first on the path, and eval()"
+            " is called on the module.",
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the folded .onnx file goes.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Where the result goes. Of PyTorch: .onnx (exported by torch.onnx), .pt2, or the state dict as"
+            " .safetensors or .pt.",
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Names of BatchNorms that stay as they are.")
@@ -37,9 +53,13 @@ def fold(
         str,
         typer.Option(
             metavar="conv|mul-add|keep",
-            help="What becomes of a BatchNorm that cannot be folded: a 1x1 depthwise Conv, Mul and Add, or itself.",
+            help="What becomes of a BatchNorm that cannot be folded: a 1x1 depthwise Conv, Mul and Add, or itself."
+            " In a state dict it always stays.",
         ),
     ] = "conv",
+    no_merge: Annotated[
+        bool, typer.Option("--no-merge", help="Leave parallel branches as they are, even if they add up to one layer.")
+    ] = False,
     require_all: Annotated[
         bool,
         typer.Option("--require-all", help="Write nothing and leave with exit code 1 if a BatchNorm is left."),
@@ -50,6 +70,10 @@ def fold(
         bool,
         typer.Option("--no-verify", help="Write without comparing outputs.", rich_help_panel="Verification"),
     ] = False,
+    weights: options.Weights = None,
+    kwargs: options.Kwargs = None,
+    dynamic: options.Dynamic = None,
+    trust_pickle: options.TrustPickle = False,
     device: options.Device = "auto",
     samples: options.Samples = 4,
     seed: options.Seed = 0,
@@ -65,48 +89,52 @@ def fold(
 
     The file appears only if its outputs match the original's on the device.
     """
-    import bnfold  # noqa: PLC0415 - `bnfold --help` need not wait for it
-
     if output is None and not dry_run:
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
+    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32)
+    chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge)
+    code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()
-    result = bnfold.fold(model, skip=tuple(skip or ()), only=tuple(only or ()), leftover=leftover)
-    timings = {"fold": time.perf_counter() - started}
-    unmet = require_all and result.plan.batch_norms_left > 0
-    if output is None or dry_run or unmet:
-        reason = "a BatchNorm is left, and --require-all was asked for" if unmet else "dry run"
-        _tell(model, None, result, _unverified(reason), timings, as_json=as_json)
-        raise typer.Exit(FAILED_EXIT_CODE if unmet else 0)
-    with result.staged(output, force=force) as staged:
-        timings["write"] = time.perf_counter() - started - timings["fold"]
-        if not result.changed:
-            report = _unverified("nothing was changed, the output is a copy of the input")
-        elif no_verify:
-            report = _unverified("--no-verify was asked for")
+    written = None
+    with ExitStack() as stack:
+        with stdout_kept():
+            job = fold_model(model, chosen, code, verification, stack)
+        timings = {"fold": time.perf_counter() - started}
+        unmet = require_all and job.plan.batch_norms_left > 0
+        if output is None or dry_run or unmet:
+            reason = "a BatchNorm is left, and --require-all was asked for" if unmet else "dry run"
+            report, good = _unverified(reason), not unmet
         else:
-            report = compare(
-                model, staged.path, device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32=tf32
-            )
-        good = report.verdict in ("pass", "skipped")
-        if good:
-            staged.commit()
-    timings["total"] = time.perf_counter() - started
-    _tell(model, output if good else None, result, report, timings, as_json=as_json)
+            with job.stage(output) as staged:
+                timings["write"] = time.perf_counter() - started - timings["fold"]
+                if job.is_copy:
+                    report = _unverified("nothing was changed, the output is a copy of the input")
+                elif no_verify:
+                    report = _unverified("--no-verify was asked for")
+                else:
+                    with stdout_kept():
+                        report = job.verify(staged.path)
+                good = report.verdict in ("pass", "skipped")
+                if good:
+                    staged.commit()
+                    written = output
+            timings["total"] = time.perf_counter() - started
+    _tell(model, written, job, report, timings, as_json=as_json)
     if not good:
         raise typer.Exit(FAILED_EXIT_CODE)
 
 
 def _unverified(reason: str) -> "Report":
-    from bnfold.report import Report, Verdict  # noqa: PLC0415
+    from bnfold.report import Report, Verdict  # noqa: PLC0415 - `bnfold --help` need not wait for it
 
     return Report(Verdict.SKIPPED, reason)
 
 
 def _tell(
-    model: Path,
+    model: str,
     written: Path | None,
-    result: "FoldResult[onnx.ModelProto]",
+    job: Job,
     report: "Report",
     timings_s: Mapping[str, float],
     *,
@@ -117,25 +145,29 @@ def _tell(
     from . import show  # noqa: PLC0415
 
     if as_json:
-        typer.echo(complete(report, result.plan, model, written, timings_s).to_json())
+        typer.echo(complete(report, job.plan, job.source, written, timings_s).to_json())
         return
-    plan = result.plan
+    plan = job.plan
     lines = [f"{model}: {show.headline(plan)}"]
     lines += show.fold_lines(plan.folds, show.SHOWN_LINES)
+    if plan.merges:
+        lines += ["", show.merge_headline(plan), *show.merge_lines(plan.merges, show.SHOWN_LINES)]
+    if plan.apart:
+        lines += ["", "branches that stay, with the reason", *show.apart_lines(plan.apart, show.SHOWN_LINES)]
     if plan.left:
         lines += ["", "left, with the reason", *show.left_lines(plan.left, show.SHOWN_LINES)]
-    if result.changed:
-        lines += ["", "nodes before and after", *show.count_lines(result.ops_before, result.ops_after)]
-    if report.sites or report.sites_note:
-        lines += [
-            "",
-            "worst folded layers, measured on the original's own activations",
-            *show.site_lines(report, SITES),
-        ]
+    if job.ops_before != job.ops_after:
+        lines += ["", "nodes before and after", *show.count_lines(job.ops_before, job.ops_after)]
+    if report.sites:
+        lines += ["", "worst folded layers, measured on the original's own activations"]
+    elif report.sites_note:
+        lines.append("")
+    lines += show.site_lines(report, SITES)
     lines += ["", report.summary_line()]
     if written is None:
         lines.append("nothing was written")
     else:
-        sizes = f"{show.size(model.stat().st_size)} -> {show.size(written.stat().st_size)}"
+        read = job.source.stat().st_size if isinstance(job.source, Path) else job.source.bytes
+        sizes = f"{show.size(read)} -> {show.size(written.stat().st_size)}"
         lines.append(f"wrote {written} ({sizes}) in {timings_s['total']:.2f} s")
     show.say(lines)

@@ -2,11 +2,17 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
+from .code import build, no_code, stdout_kept
+from .compare import Verification
+from .models import CodeOptions, ModelKind, kind_of
+
+if TYPE_CHECKING:
+    from bnfold.plan import Plan
 
 
 class FailOn(StrEnum):
@@ -17,33 +23,64 @@ class FailOn(StrEnum):
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="IN", help="An .onnx file.")],
+    model: Annotated[
+        str, typer.Argument(metavar="IN", help="An .onnx or .pt2 file, or package.module:factory; see `bnfold fold`.")
+    ],
     fail_on: Annotated[
         FailOn | None,
         typer.Option(
             help="Leave with exit code 1 if a BatchNorm could be folded (foldable), or if there is one (any)."
         ),
     ] = None,
+    weights: options.Weights = None,
+    kwargs: options.Kwargs = None,
+    dynamic: options.Dynamic = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    shapes: options.Input = None,
+    inputs: options.Inputs = None,
+    value_ranges: options.ValueRange = None,
     as_json: options.Json = False,
 ) -> None:
     """List every BatchNorm of a model: where it can be folded, or why it cannot."""
-    import bnfold  # noqa: PLC0415 - `bnfold --help` need not wait for it
-    from bnfold.report import Report, Verdict, plan_entries  # noqa: PLC0415
+    from bnfold.report import Report, Verdict, merge_entries, plan_entries  # noqa: PLC0415 - `bnfold --help` need not wait for it
 
     from . import show  # noqa: PLC0415
 
-    plan = bnfold.inspect(model)
+    code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
+    call = Verification(seed=seed, shapes=shapes, inputs=inputs, value_ranges=value_ranges)
+    with stdout_kept():
+        plan = _plan(model, code, call)
     if as_json:
         folds, left = plan_entries(plan)
-        report = Report(Verdict.SKIPPED, "only inspected", folds=folds, left=left)
+        merges, apart = merge_entries(plan)
+        report = Report(Verdict.SKIPPED, "only inspected", folds=folds, left=left, merges=merges, apart=apart)
         typer.echo(report.to_json())
     else:
         lines = [f"{model}: {show.headline(plan).replace('folded', 'can be folded')}"]
         if plan.folds:
             lines += ["", "can be folded", *show.fold_lines(plan.folds, None)]
+        if plan.merges:
+            headline = show.merge_headline(plan).replace("merged", "can be merged")
+            lines += ["", headline, *show.merge_lines(plan.merges, None)]
+        if plan.apart:
+            lines += ["", "branches that stay", *show.apart_lines(plan.apart, None)]
         if plan.left:
             lines += ["", "stay", *show.left_lines(plan.left, None)]
         show.say(lines)
     failed = {None: 0, FailOn.FOLDABLE: plan.batch_norms_folded, FailOn.ANY: plan.batch_norms}[fail_on]
     if failed:
         raise typer.Exit(1)
+
+
+def _plan(model: str, options_of_code: CodeOptions, call: Verification) -> "Plan":
+    import bnfold  # noqa: PLC0415
+
+    kind = kind_of(model)
+    if kind is ModelKind.STATE:
+        raise no_code(model, trust_pickle=options_of_code.trust_pickle)
+    if kind is ModelKind.CODE:
+        code = build(model, options_of_code, call)
+        return bnfold.inspect(code.module, code.call, dynamic_shapes=code.dynamic_shapes)
+    options_of_code.require_unused(model)
+    return bnfold.inspect(Path(model))

@@ -13,6 +13,7 @@ import typer
 from bnfold.errors import BnfoldError
 from bnfold.version import __version__
 
+from .bench import bench
 from .doctor import doctor
 from .fold import fold
 from .inspect import inspect
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(fold)
 app.command()(inspect)
 app.command()(verify)
+app.command()(bench)
 app.command()(doctor)
 
 

@@ -13,7 +13,8 @@ Input = Annotated[
     typer.Option(
         "--input",
         metavar="NAME:SHAPE[:DTYPE]",
-        help="Shape of an input with open dimensions, such as image:1,3,224,224. Repeat for several inputs;"
+        help="Shape of an input with open dimensions, such as image:1,3,224,224, or of any input of a"
+        " package.module:factory (float32 unless DTYPE says otherwise). Repeat for several inputs;"
         " NAME: may be left out for the next input.",
         rich_help_panel=INPUTS_PANEL,
     ),
@@ -68,5 +69,44 @@ Tf32 = Annotated[
         "--tf32",
         help="Run the result once more on CUDA with TF32 and optimisations on, and report that beside the verdict.",
         rich_help_panel=INPUTS_PANEL,
+    ),
+]
+
+CODE_PANEL = "package.module:factory"
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Weights for the module: .safetensors, or what torch.save wrote of a state dict.",
+        rich_help_panel=CODE_PANEL,
+    ),
+]
+Kwargs = Annotated[
+    str | None,
+    typer.Option(
+        "--kwargs",
+        metavar="JSON",
+        help="Keyword arguments for the factory, such as '{\"width\": 64}'.",
+        rich_help_panel=CODE_PANEL,
+    ),
+]
+Dynamic = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="NAME:AXIS=SIZE",
+        help="An axis of an input that varies, and a name for it, such as image:0=batch. Repeat for several;"
+        " axes of one name are equal.",
+        rich_help_panel=CODE_PANEL,
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        help="Unpickle --weights even if that runs code from it. Only for files that you trust.",
+        rich_help_panel=CODE_PANEL,
     ),
 ]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import typer
 
 from bnfold.graph import Kind
-from bnfold.plan import Direction, Fold, Left, Plan
+from bnfold.plan import Apart, Direction, Fold, Left, Merge, MergeKind, Plan
 from bnfold.report import Report, Site
 
 SHOWN_LINES = 12
@@ -34,6 +34,26 @@ def headline(plan: Plan) -> str:
 def fold_lines(folds: Sequence[Fold], limit: int | None) -> list[str]:
     """One line for each fold: where it went, past what, and on which side."""
     return _cut([f"  {_route(fold)}" for fold in folds], limit, "folded")
+
+
+def merge_headline(plan: Plan) -> str:
+    """How many branches became how many layers, and what that saves."""
+    before = sum(merge.multiply_adds_before for merge in plan.merges)
+    after = sum(merge.multiply_adds for merge in plan.merges)
+    gone = sum(len(merge.nodes) for merge in plan.merges)
+    targets = len({merge.target for merge in plan.merges})
+    layers = f"{gone} layer{'' if gone == 1 else 's'} merged into {targets}"
+    return f"{layers}, {before - after} of {before} multiply-adds per output position less"
+
+
+def merge_lines(merges: Sequence[Merge], limit: int | None) -> list[str]:
+    """One line for each merge: what became what, and the multiply-adds and parameters before and after."""
+    return _cut([f"  {_merge(merge)}" for merge in merges], limit, "merged")
+
+
+def apart_lines(apart: Sequence[Apart], limit: int | None) -> list[str]:
+    """One line for each sum of branches that stays, with the reason."""
+    return _cut([f"  {', '.join(entry.nodes)}  [{entry.code}]  {entry.reason}" for entry in apart], limit, "kept apart")
 
 
 def left_lines(left: Sequence[Left], limit: int | None) -> list[str]:
@@ -71,6 +91,17 @@ def _route(fold: Fold) -> str:
     return " -> ".join([*fold.nodes, *path, f"{targets} ({side})"])
 
 
+def _merge(merge: Merge) -> str:
+    nodes = _few(merge.nodes, SHOWN_NAMES) or "the identity"
+    joint = " then " if merge.kind is MergeKind.CHAIN else " + "
+    kernels = joint.join("x".join(map(str, kernel)) or "1" for kernel in merge.kernels)
+    return (
+        f"{nodes} -> {merge.target}  ({kernels} -> {'x'.join(map(str, merge.kernel)) or '1'};"
+        f" {merge.multiply_adds_before} -> {merge.multiply_adds} multiply-adds,"
+        f" {merge.parameters_before} -> {merge.parameters} parameters)"
+    )
+
+
 def _few(names: Sequence[str], limit: int) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -96,7 +127,7 @@ def output_lines(report: Report) -> list[str]:
             _figure(output.noise_ratio, ".2f"),
         )
         rows.append((output.name, output.verdict.value, *figures))
-    return _table(rows) if report.outputs else []
+    return table(rows) if report.outputs else []
 
 
 def site_lines(report: Report, limit: int | None = SHOWN_SITES) -> list[str]:
@@ -104,7 +135,7 @@ def site_lines(report: Report, limit: int | None = SHOWN_SITES) -> list[str]:
     measured = [site for site in report.sites if site.ratio is not None]
     header = ("site", "verdict", "x rounding", "channel", "max abs", "rel L2", "nodes")
     rows = [header, *map(_site_row, measured[:limit])]
-    lines = _table(rows) if measured else []
+    lines = table(rows) if measured else []
     if limit is not None and len(measured) > limit:
         lines.append(f"… and {len(measured) - limit} more sites, none worse")
     if report.sites_note:
@@ -124,7 +155,8 @@ def _site_row(site: Site) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of equal length, the first of them a header, with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

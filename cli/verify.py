@@ -1,18 +1,38 @@
-"""`bnfold verify`: compare two ONNX files, whoever made them."""
+"""`bnfold verify`: compare two models, whoever made them."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
-from .compare import compare
+from .code import stdout_kept
+from .compare import Verification, compare
+from .models import CodeOptions
+from .pairs import pair_of
+
+if TYPE_CHECKING:
+    from bnfold.report import Report
 
 
 def verify(
-    original: Annotated[Path, typer.Argument(metavar="A", help="The original .onnx file.")],
-    folded: Annotated[Path, typer.Argument(metavar="B", help="The .onnx file to compare with it.")],
+    original: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="The original: an .onnx or .pt2 file, or package.module:factory; see `bnfold fold`."
+        ),
+    ],
+    folded: Annotated[
+        str,
+        typer.Argument(
+            metavar="B",
+            help="What to compare with it: a file or code likewise (code that loads its own weights; --weights is for"
+            " A), or, where A is code, the state dict that `bnfold fold` wrote for it.",
+        ),
+    ],
+    weights: options.Weights = None,
+    kwargs: options.Kwargs = None,
+    trust_pickle: options.TrustPickle = False,
     device: options.Device = "auto",
     samples: options.Samples = 4,
     seed: options.Seed = 0,
@@ -28,7 +48,9 @@ def verify(
 
     Leaves with exit code 1 if they differ or nothing can be concluded.
     """
-    report = compare(original, folded, device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32=tf32)
+    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32)
+    with stdout_kept():
+        report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
     if as_json:
         typer.echo(report.to_json())
     else:
@@ -43,3 +65,8 @@ def verify(
         show.say([*lines, report.summary_line()])
     if report.verdict != "pass":
         raise typer.Exit(1)
+
+
+def _report(original: str, folded: str, code_options: CodeOptions, verification: Verification) -> "Report":
+    pair = pair_of(original, folded, code_options, verification)
+    return compare(pair.original, pair.folded, verification, pair.call)

@@ -154,6 +154,7 @@ def fold(
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     leftover: str = "conv",
+    merge: bool = False,
 ) -> Folded:
     """Folds a model and checks everything that holds for every fold.
 
@@ -165,19 +166,21 @@ def fold(
         skip: As for `bnfold.fold`.
         only: As for `bnfold.fold`.
         leftover: As for `bnfold.fold`.
+        merge: As for `bnfold.fold`; off, so that what moves is not merged away.
     """
     onnx.checker.check_model(model, full_check=True)
     before = as_bytes(model)
-    result = bnfold.fold(model, skip=skip, only=only, leftover=leftover)
+    result = bnfold.fold(model, skip=skip, only=only, leftover=leftover, merge=merge)
     assert as_bytes(model) == before, "the caller's model was changed"
     folded = result.model
-    check_contract(model, folded)
+    check_contract(model, folded, may_go=_MAY_GO | _MAY_MERGE if result.plan.merges else _MAY_GO)
     if compare:
         check_values(model, folded, feeds if feeds is not None else random_feeds(model, seed))
     if not (skip or only):
-        again = bnfold.fold(folded, leftover=leftover)
+        again = bnfold.fold(folded, leftover=leftover, merge=merge)
         assert as_bytes(again.model) == as_bytes(folded), "a second fold changes the result"
         assert not again.plan.folds, "a second fold finds something to fold"
+        assert not again.plan.merges, "a second fold finds something to merge"
     return Folded(folded, result.plan, model)
 
 
@@ -186,12 +189,23 @@ def as_bytes(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def check_contract(original: onnx.ModelProto, folded: onnx.ModelProto) -> None:
+_MAY_GO = frozenset(
+    "BatchNormalization Constant Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze"
+    " Unsqueeze Flatten Concat Slice Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where"
+    " Equal".split()
+)
+"""BN, and what constants are made of."""
+
+_MAY_MERGE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum", "AveragePool", "Dropout"})
+"""What branches are made of; the one that stands for all may get other attributes."""
+
+
+def check_contract(original: onnx.ModelProto, folded: onnx.ModelProto, *, may_go: frozenset[str] = _MAY_GO) -> None:
     """Asserts what holds for the result of every fold without running it."""
     onnx.checker.check_model(folded, full_check=True)
     _check_interface(original, folded)
     _check_declarations(original, folded)
-    _check_nodes(original, folded)
+    _check_nodes(original, folded, may_go)
     for graph in (folded.graph, *folded.functions):
         _check_names_resolve(graph, frozenset())
     _check_value_info(original, folded)
@@ -224,15 +238,7 @@ def _check_declarations(original: onnx.ModelProto, folded: onnx.ModelProto) -> N
     assert list(original.graph.sparse_initializer) == list(folded.graph.sparse_initializer)
 
 
-_MAY_GO = frozenset(
-    "BatchNormalization Constant Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze"
-    " Unsqueeze Flatten Concat Slice Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where"
-    " Equal".split()
-)
-"""BN, and what constants are made of."""
-
-
-def _check_nodes(original: onnx.ModelProto, folded: onnx.ModelProto) -> None:
+def _check_nodes(original: onnx.ModelProto, folded: onnx.ModelProto, may_go: frozenset[str]) -> None:
     """Nodes that a fold does not touch keep name, operator, attributes and doc string; names stay unique."""
     kept = {_key(function): function for function in folded.functions}
     roots = [(original.graph, folded.graph)]
@@ -241,7 +247,7 @@ def _check_nodes(original: onnx.ModelProto, folded: onnx.ModelProto) -> None:
         old = Counter(_description(node) for graph in nested(old_root) for node in graph.node)
         new = Counter(_description(node) for graph in nested(new_root) for node in graph.node)
         for description in old - new:
-            assert description[0] in _MAY_GO or _is_call(original, description), f"{description} is gone"
+            assert description[0] in may_go or _is_call(original, description), f"{description} is gone"
     names = Counter(node.name for graph in graphs(folded) for node in graph.node if node.name)
     twice = {name for name, count in names.items() if count > 1}
     names = Counter(node.name for graph in graphs(original) for node in graph.node if node.name)

@@ -156,12 +156,13 @@ def test_every_batch_norm_is_accounted_for(case: Case) -> None:
     # An entry may name other affines that were composed into its BatchNorm, so only these names count.
     folded = [name for entry in plan.folds for name in entry.nodes if name in names]
     left = [name for entry in plan.left for name in entry.nodes if name in names]
-    assert sorted(folded + left) == sorted(names)
-    assert (plan.batch_norms_folded, plan.batch_norms_left) == (len(folded), len(left))
+    merged = [name for entry in plan.merges for name in entry.nodes if name in names]
+    assert sorted(folded + merged + left) == sorted(names)
+    assert (plan.batch_norms_folded, plan.batch_norms_left) == (len(folded + merged), len(left))
     assert len(left) <= LEFT.get(case.network.model.name, 0)
     assert all(entry.code and entry.reason for entry in plan.left)
     # A model without anything to fold comes back as it was.
-    assert not case.folded.changed or plan.folds or plan.left
+    assert not case.folded.changed or plan.folds or plan.merges or plan.left
 
 
 def test_fold_is_exact(case: Case) -> None:

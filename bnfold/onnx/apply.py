@@ -12,13 +12,13 @@ from onnx import helper, numpy_helper
 
 from bnfold.graph import MapNode, Node
 from bnfold.onnx.cleanup import forget, remove_unused
-from bnfold.onnx.leftover import Leftover, leftover_nodes
+from bnfold.onnx.leftover import leftover_nodes
 from bnfold.onnx.lift import Handle, Scope
 from bnfold.onnx.load import OnnxModel
 from bnfold.onnx.names import FreshNames, defined_names, interface, label, nested
-from bnfold.onnx.renaming import Renaming
-from bnfold.plan import Plan
-from bnfold.weights import Folding
+from bnfold.plan import Leftover, Plan
+from bnfold.renaming import Renaming
+from bnfold.weights import Folding, LinearMap
 
 
 def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
@@ -37,6 +37,9 @@ def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
         editor.set_weights(node, folding)
     for step in plan.steps:
         editor.remove(_handle(step.source))
+    for junction in plan.junctions:
+        for gone in (*junction.gone, *(node for node, _ in junction.collapsed)):
+            editor.remove(_handle(gone))
     for stays, affine in plan.leftovers.items():
         handle = _handle(stays)
         written = leftover_nodes(leftover, stays, affine, handle.node, editor.names)
@@ -59,11 +62,12 @@ class _Editor:
         self._inserted: dict[Scope, dict[int, list[onnx.NodeProto]]] = defaultdict(lambda: defaultdict(list))
         self._renamed: dict[Scope, dict[str, str]] = defaultdict(dict)
         self._released: dict[Scope, set[str]] = defaultdict(set)
+        self._reshaped: set[str] = set()
 
     def remove(self, handle: Handle) -> None:
-        """Marks the node of an affine as gone."""
+        """Marks the nodes behind a handle as gone."""
         scope = handle.scope
-        for index in (handle.index, *handle.chain):
+        for index in (handle.index, *handle.chain, *(() if handle.bias_index is None else (handle.bias_index,))):
             self._removed[scope].add(index)
             self._released[scope].update(filter(scope.constants.is_constant, scope.graph.node[index].input))
 
@@ -92,6 +96,8 @@ class _Editor:
         weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
         self.add_constants(scope, [weight])
         self._replace_input(scope, proto, weight_at, name)
+        if folding.linear is not node.linear:
+            _set_form(proto, folding.linear)
         if handle.bias_node is not None:
             # What the product gives before its bias is another value now.
             product = proto.output[0]
@@ -136,8 +142,10 @@ class _Editor:
 
     def rename(self, renaming: Renaming) -> None:
         """Marks values as renamed."""
-        for scope, value, name in renaming.final(self.names):
-            self._renamed[scope][value.name] = name
+        for node, value, name in renaming.final(self.names.fresh):
+            self._renamed[_handle(node).scope][value.name] = name
+            if value in renaming.reshaped:
+                self._reshaped.add(value.name)
 
     def finish(self) -> bool:
         """Makes the edits; says whether there were any."""
@@ -168,12 +176,34 @@ class _Editor:
         declared = {item.name: item for item in scope.graph.value_info}
         known = {*declared, *interface(scope.graph)}
         for old, new in renamed.items():
-            if old in declared and new not in known:
+            if old in declared and new not in known and old not in self._reshaped:
                 scope.graph.value_info.add().CopyFrom(declared[old])
                 scope.graph.value_info[-1].name = new
                 known.add(new)
         vanished.difference_update(defined_names(scope.graph))
         forget(scope.graph, vanished | set(renamed), keep_inputs=True)
+
+
+def _set_form(proto: onnx.NodeProto, linear: LinearMap) -> None:
+    """Writes the attributes of a map that is another one than the node had."""
+    if proto.op_type == "Gemm":
+        for given in proto.attribute:
+            if given.name == "alpha":
+                given.f = 1.0
+    if proto.op_type != "Conv" or linear.window is None:
+        return
+    window = linear.window
+    attributes = {
+        "kernel_shape": linear.weight.shape[2:],
+        "strides": window.strides,
+        "dilations": window.dilations,
+        "pads": window.before + window.after,
+        "group": linear.groups,
+    }
+    for index in reversed(range(len(proto.attribute))):
+        if proto.attribute[index].name in {*attributes, "auto_pad"}:
+            del proto.attribute[index]
+    proto.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
 
 
 def _handle(node: Node) -> Handle:

@@ -8,11 +8,10 @@ from bnfold.errors import ModelLoadError
 from bnfold.graph import Graph
 from bnfold.onnx.apply import apply
 from bnfold.onnx.functions import inline_weight_arguments
-from bnfold.onnx.leftover import Leftover
 from bnfold.onnx.lift import lift
 from bnfold.onnx.load import OnnxModel, check
 from bnfold.onnx.names import count_ops
-from bnfold.plan import Plan
+from bnfold.plan import Leftover, Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +43,7 @@ def inspect_onnx(model: OnnxModel) -> Plan:
         ModelLoadError: It is not valid.
     """
     check(model)
-    return planner.plan(_lifted(inline_weight_arguments(model)))
+    return planner.plan(_lifted(inline_weight_arguments(model)), merge=True)
 
 
 def fold_onnx(
@@ -53,6 +52,7 @@ def fold_onnx(
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     leftover: Leftover = Leftover.CONV,
+    merge: bool = True,
 ) -> FoldedOnnx:
     """Folds a copy of a model.
 
@@ -61,6 +61,7 @@ def fold_onnx(
         skip: Glob patterns of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
         leftover: What becomes of the affines that stay for another reason.
+        merge: Whether parallel branches that add up to one map become one.
 
     Raises:
         ModelLoadError: The model is not valid.
@@ -70,7 +71,8 @@ def fold_onnx(
     working = inline_weight_arguments(model)
     working = model.copy() if working is model else working
     ops = count_ops(model.proto)
-    plan = planner.plan(_lifted(working), skip=skip, only=only, compose=leftover is not Leftover.KEEP)
+    graph, compose = _lifted(working), leftover is not Leftover.KEEP
+    plan = planner.plan(graph, skip=skip, only=only, compose=compose, merge=merge)
     if not apply(working, plan, leftover):
         return FoldedOnnx(model, plan, False, ops, ops)
     return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))

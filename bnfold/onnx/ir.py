@@ -5,8 +5,8 @@ import onnx_ir as ir
 
 from bnfold.errors import ModelLoadError
 from bnfold.onnx.fold import fold_onnx
-from bnfold.onnx.leftover import Leftover
 from bnfold.onnx.load import from_proto
+from bnfold.plan import Leftover
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -18,12 +18,16 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
         skip: Glob patterns of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
         leftover: What becomes of BNs that cannot be folded: "conv", "mul-add" or "keep".
+        merge: Whether parallel branches that add up to one map become one.
     """
 
-    def __init__(self, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv") -> None:
+    def __init__(
+        self, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv", merge: bool = True
+    ) -> None:
         self._skip = tuple(skip)
         self._only = tuple(only)
         self._leftover = Leftover(leftover)
+        self._merge = merge
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds the model.
@@ -34,7 +38,13 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
         Returns:
             The same model, and whether anything changed.
         """
-        folded = fold_onnx(from_proto(model_to_proto(model)), skip=self._skip, only=self._only, leftover=self._leftover)
+        folded = fold_onnx(
+            from_proto(model_to_proto(model)),
+            skip=self._skip,
+            only=self._only,
+            leftover=self._leftover,
+            merge=self._merge,
+        )
         if folded.changed:
             result = ir.from_proto(folded.model.materialize())
             model.graph = result.graph

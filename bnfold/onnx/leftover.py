@@ -7,8 +7,6 @@ Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that
 else becomes Mul and Add. An Add of zeros is not written.
 """
 
-from enum import StrEnum
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -16,17 +14,10 @@ from onnx import helper, numpy_helper
 from bnfold.affine import Affine
 from bnfold.graph import AffineNode, Kind
 from bnfold.onnx.names import FreshNames, label
+from bnfold.plan import Leftover
 from bnfold.rounding import Array, round_once
 
 _CONV_DTYPES = ("float32", "float16")
-
-
-class Leftover(StrEnum):
-    """What becomes of the affines that stay."""
-
-    CONV = "conv"
-    MUL_ADD = "mul-add"
-    KEEP = "keep"
 
 
 def leftover_nodes(

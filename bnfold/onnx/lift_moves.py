@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Parameters, Permutation, Picked, Signs
 from bnfold.onnx.constants import Constants
+from bnfold.onnx.lift_ops import lift_window
 from bnfold.onnx.names import (
     DEFAULT_DOMAINS,
     find_attribute,
@@ -229,7 +230,11 @@ def _average_pool(view: NodeView) -> Lifted | None:
     counts = bool(int_attribute(view.node, "count_include_pad", 0)) and (
         padded or bool(int_attribute(view.node, "ceil_mode", 0))
     )
-    return Op.AVERAGE, Along(_spatial(view), counts_padding=counts)
+    kernel = ints_attribute(view.node, "kernel_shape")
+    window = None if int_attribute(view.node, "ceil_mode", 0) or not kernel else lift_window(view.node, kernel)
+    if window is None or (any(window.before + window.after) and not counts):
+        return Op.AVERAGE, Along(_spatial(view), counts_padding=counts)
+    return Op.AVERAGE, Along(_spatial(view), counts_padding=counts, kernel=kernel, window=window)
 
 
 def _global_average_pool(view: NodeView) -> Lifted | None:

@@ -24,7 +24,7 @@ from bnfold.onnx.names import (
 )
 from bnfold.onnx.types import ValueTypes
 from bnfold.rounding import STORAGE_DTYPES
-from bnfold.weights import LinearMap
+from bnfold.weights import PADS_WITH_ZEROS, LinearMap, Window
 
 OLDEST_OPSET = 7
 """Before this version BatchNormalization has other attributes, and Gemm and Add broadcast in another way."""
@@ -199,6 +199,7 @@ def _convolution(node: onnx.NodeProto, weight: Constant, bias: Constant | None) 
         output_axis=-1 - spatial,
         input_axis=-1 - spatial,
         partial_kernel=_partial_kernel(node, weight.shape[2:]),
+        window=lift_window(node, weight.shape[2:]),
     )
     if bias is not None and bias.shape != (linear.out_channels,):
         message = f"the bias of {_of(node)} has shape {list(bias.shape)}, not [{linear.out_channels}]"
@@ -211,7 +212,7 @@ def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...]) -> str:
     pads = ints_attribute(node, "pads") if auto_pad == "NOTSET" else ()
     padded = any(pads) or auto_pad.startswith("SAME")
     if node.op_type == "Conv":
-        return "pads its input with zeros, so its border outputs miss part of the kernel" if padded else ""
+        return PADS_WITH_ZEROS if padded else ""
     whole = (
         not padded
         and all(size == 1 for size in (*kernel, *ints_attribute(node, "strides")))
@@ -219,6 +220,41 @@ def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...]) -> str:
         and find_attribute(node, "output_shape") is None
     )
     return "" if whole else "is transposed, so its outputs do not each sum the whole kernel"
+
+
+def lift_window(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Window | None:
+    """How a Conv, ConvTranspose or AveragePool slides.
+
+    Args:
+        node: The node.
+        kernel: The size of its kernel.
+
+    Returns:
+        The window, or None where it depends on the size of the input or is not well formed.
+    """
+    ones, zeros = (1,) * len(kernel), (0,) * len(kernel)
+    strides = ints_attribute(node, "strides") or ones
+    dilations = ints_attribute(node, "dilations") or ones
+    pads = ints_attribute(node, "pads") or zeros + zeros
+    auto_pad = string_attribute(node, "auto_pad", "NOTSET")
+    transposed = node.op_type == "ConvTranspose"
+    if auto_pad == "VALID":
+        pads = zeros + zeros
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER") and strides == ones and not transposed:
+        sums = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=False)]
+        less, more = tuple(total // 2 for total in sums), tuple(total - total // 2 for total in sums)
+        pads = less + more if auto_pad == "SAME_UPPER" else more + less
+    elif auto_pad != "NOTSET":
+        return None
+    extra = ints_attribute(node, "output_padding") or zeros
+    if {len(strides), len(dilations), len(pads) / 2, len(extra)} != {len(kernel)} or min(*strides, *dilations) < 1:
+        return None
+    if min(*pads, *extra) < 0 or (transposed and find_attribute(node, "output_shape") is not None):
+        return None
+    after = pads[len(kernel) :]
+    if transposed:
+        after = tuple(pad - more for pad, more in zip(after, extra, strict=True))
+    return Window(strides, dilations, pads[: len(kernel)], after)
 
 
 def _gemm(node: onnx.NodeProto, weight: Constant, bias: Constant | None) -> LinearMap:

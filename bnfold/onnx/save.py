@@ -5,8 +5,6 @@ Tensors that did not change are copied from file to file; deferred ones are comp
 
 import os
 import shutil
-import stat
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ from bnfold.onnx import skeleton, wire
 from bnfold.onnx.load import OnnxModel, load
 from bnfold.onnx.source_file import OpenedFile, SourceFile, reason_of
 from bnfold.onnx.tensors import LOCATION, Blob, FileRange, TensorStore
+from bnfold.staging import keep_mode, make_folder, require_file, require_not_source, require_writable
 
 _CHUNK_NBYTES = 1 << 20
 _PIECES_AHEAD = 3  # between two tensors lies a run of other bytes, so one or two tensors wait in memory
@@ -54,7 +53,7 @@ class Staged:
         """
         self._read_back()
         try:
-            _keep_mode(self.destination, self.path)
+            keep_mode(self.destination, self.path)
             if self._data:
                 self._replace_both(self._data, self.destination.with_name(self._data.name))
             else:
@@ -68,7 +67,7 @@ class Staged:
 
     def _replace_both(self, data: Path, target: Path) -> None:
         """Move the data file and the model, or neither."""
-        _keep_mode(target, data)
+        keep_mode(target, data)
         try:
             if target.exists():
                 os.replace(target, self._backup)
@@ -118,14 +117,13 @@ def stage(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False
         ModelLoadError: The files that hold the weights have changed or cannot be read.
     """
     destination = Path(os.path.realpath(path))
-    _require_writable(destination)
+    require_writable(destination, (".onnx",), "an ONNX model")
     data_name = f"{destination.name}.data"
     if not force:
-        _require_other_file(model, destination, destination.with_name(data_name))
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=destination.parent))
-    except OSError as error:
-        raise OutputError(f"The folder {destination.parent} cannot be written to: {reason_of(error)}.") from error
+        sources = {file.path for file in model.store.files} | ({model.path} if model.path else set())
+        for target in (destination, destination.with_name(data_name)):
+            require_not_source(target, sources)
+    folder = make_folder(destination)
     backup = folder / f"{data_name}.old"
     try:
         target = folder / destination.name
@@ -135,41 +133,12 @@ def stage(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False
             raise OutputError(f"{destination} cannot be written: {reason_of(error)}.") from error
         data = folder / data_name if folder / data_name in sizes else None
         if data:
-            _require_file(destination.with_name(data_name), "Move it away.")
+            require_file(destination.with_name(data_name), "Move it away.")
         counts = len(model.proto.graph.node), len(model.proto.graph.initializer)
         yield Staged(target, destination, data, sizes, counts, backup)
     finally:
         if not backup.exists():  # it is there only if putting it back failed
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_writable(destination: Path) -> None:
-    hint = "Give the path of an .onnx file in an existing folder."
-    _require_file(destination, hint)
-    if destination.suffix.lower() != ".onnx":
-        raise OutputError(f"{destination} does not end in .onnx.", hint=hint)
-    if not os.path.isdir(destination.parent):
-        raise OutputError(f"The folder {destination.parent} does not exist.", hint="Create it first.")
-    if os.path.exists(destination) and not os.access(destination, os.W_OK):
-        raise OutputError(f"{destination} is write-protected.", hint="Change its mode, or give another path.")
-
-
-def _require_file(destination: Path, hint: str) -> None:
-    """Require that what is in the way, if anything, is a file that can be replaced."""
-    if os.path.isdir(destination):
-        raise OutputError(f"{destination} is a folder.", hint=hint)
-    if os.path.exists(destination) and not os.path.isfile(destination):
-        raise OutputError(f"{destination} is not a regular file.", hint=hint)
-
-
-def _require_other_file(model: OnnxModel, destination: Path, data: Path) -> None:
-    sources = {file.path for file in model.store.files} | ({model.path} if model.path else set())
-    for target in (destination, data):
-        if target.exists() and any(source.exists() and source.samefile(target) for source in sources):
-            raise OutputError(
-                f"{target} is what the model was read from.",
-                hint="Give another path, or --force to replace it.",
-            )
 
 
 def _write(model: OnnxModel, target: Path, data: Path) -> dict[Path, int]:
@@ -316,8 +285,3 @@ def _kernel_copy(source: OpenedFile, target: IO[bytes], offset: int, length: int
                 break
             copied += count
     return copied
-
-
-def _keep_mode(existing: Path, replacement: Path) -> None:
-    if existing.exists():
-        replacement.chmod(stat.S_IMODE(existing.stat().st_mode))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnfold.plan import Direction, Plan
-from bnfold.report.records import FileInfo, PlanEntry
+from bnfold.report.records import ApartEntry, FileInfo, MergeEntry, PlanEntry
 from bnfold.report.report import Report
 
 _SIDES = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "both"}
@@ -31,22 +31,48 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
     return folds, left
 
 
-def complete(report: Report, plan: Plan, source: Path, written: Path | None, timings_s: Mapping[str, float]) -> Report:
+def merge_entries(plan: Plan) -> tuple[tuple[MergeEntry, ...], tuple[ApartEntry, ...]]:
+    """The merges of a plan and the branches that it left apart, as a report tells them."""
+    merges = tuple(
+        MergeEntry(
+            nodes=merge.nodes,
+            kind=merge.kind.value,
+            target=merge.target,
+            branches=merge.branches,
+            kernels=merge.kernels,
+            kernel=merge.kernel,
+            multiply_adds_before=merge.multiply_adds_before,
+            multiply_adds=merge.multiply_adds,
+            parameters_before=merge.parameters_before,
+            parameters=merge.parameters,
+            batch_norms=merge.batch_norms,
+        )
+        for merge in plan.merges
+    )
+    return merges, tuple(ApartEntry(entry.nodes, entry.code.value, entry.reason) for entry in plan.apart)
+
+
+def complete(
+    report: Report, plan: Plan, source: Path | FileInfo, written: Path | None, timings_s: Mapping[str, float]
+) -> Report:
     """A report with the plan, the files (hashed) and the durations of a whole run.
 
     Args:
         report: What the verification found.
         plan: What was folded.
-        source: The file that was read.
+        source: The file that was read, or what stands for it where the model is code.
         written: The file that was written, None if none was.
         timings_s: Durations in seconds, added to those of the verification.
     """
     folds, left = plan_entries(plan)
+    merges, apart = merge_entries(plan)
     return replace(
         report,
         folds=folds,
         left=left,
-        input=file_info(source),
+        merges=merges,
+        apart=apart,
+        input=source if isinstance(source, FileInfo) else file_info(source),
         output=None if written is None else file_info(written),
         timings_s={**report.timings_s, **timings_s},
     )
@@ -56,4 +82,5 @@ def file_info(path: Path) -> FileInfo:
     """Hashes a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileInfo(path=str(path), sha256=digest, format="onnx", bytes=path.stat().st_size)
+    kind = path.suffix.lower().removeprefix(".")
+    return FileInfo(path=str(path), sha256=digest, format=kind, bytes=path.stat().st_size)

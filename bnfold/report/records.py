@@ -18,13 +18,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file that was read or written.
+    """A file that was read or written, or a module that was built.
 
     Attributes:
-        path: As the caller gave it.
-        sha256: Hexadecimal digest of the file, or None where nobody asked for it.
-        format: "onnx" or "pt2".
-        bytes: Size of the file with its external data.
+        path: As the caller gave it; for a module, the import path of its code.
+        sha256: Hexadecimal digest of the file, or None where nobody asked for it or there is no file.
+        format: "onnx", "pt2", "safetensors", "pt" or "module".
+        bytes: Size of the file with its external data; of a module, of its parameters and buffers.
     """
 
     path: str
@@ -41,12 +41,13 @@ class DeviceInfo:
         requested: "auto", "cpu", "cuda" or "tensorrt".
         used: "cpu", "cuda" or "tensorrt".
         name: Name of the processor or of the GPU.
-        provider: The execution provider that heads the session.
+        provider: The execution provider that heads the session; "torch" where PyTorch runs the models itself.
         fell_back: Why "auto" did not take the GPU; None where it did or where it was not asked.
         tf32: Whether TF32 may shorten float32 products; a verdict is taken with it off.
-        nodes_per_provider: Nodes of the original by the provider that runs them.
-        nodes_elsewhere: Those that run on another provider than `provider`: small ones, for Conv, ConvTranspose,
-            Gemm, MatMul and BatchNormalization there are an error.
+        nodes_per_provider: Nodes of the original by the provider that runs them; for PyTorch, operations by the kind of
+            device that holds their results.
+        nodes_elsewhere: Those that run elsewhere than asked for: small ones, for Conv, ConvTranspose, Gemm, MatMul and
+            BatchNormalization there are an error.
     """
 
     requested: str
@@ -92,6 +93,8 @@ class VerifyConfig:
         rtol: Relative tolerance if the caller overrode the noise ratio.
         atol: Absolute tolerance if the caller overrode the noise ratio.
         graph_optimizations: The runtime's graph optimisation level, the same for both models.
+        oracle: What the original's rounding error is measured against: "float64"; "none" if that is not known.
+        oracle_note: Why there is none where there should be one; "" otherwise.
     """
 
     seed: int
@@ -103,6 +106,8 @@ class VerifyConfig:
     rtol: float | None = None
     atol: float | None = None
     graph_optimizations: str = "disabled"
+    oracle: str = "none"
+    oracle_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,8 @@ class OutputMetrics:
         top1_agreement: Share of rows (last axis) with the same largest element; None where that says nothing.
         noise_ratio: ‖folded − original‖ over the noise; None where no noise was measured.
         noise_rel_l2: The noise over ‖original‖; None where no noise was measured.
+        float64_ratio: What the folded model is off in float64, where the rounding of its weights is all that is left,
+            over what rounding the original's parameters does; None where float64 cannot tell.
         nonfinite_original: NaN and Inf elements of the original, all samples together.
         nonfinite_folded: NaN and Inf elements of the folded model, all samples together.
     """
@@ -140,6 +147,7 @@ class OutputMetrics:
     top1_agreement: float | None = None
     noise_ratio: float | None = None
     noise_rel_l2: float | None = None
+    float64_ratio: float | None = None
     nonfinite_original: int = 0
     nonfinite_folded: int = 0
 
@@ -189,3 +197,49 @@ class PlanEntry:
     reason: str | None = None
     targets: tuple[str, ...] = ()
     direction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeEntry:
+    """Branches that became one map, as the plan told it; see `bnfold.plan.Merge` for how things are counted.
+
+    Attributes:
+        nodes: Names of the nodes that went into the target.
+        kind: "branches" or "chain".
+        target: Name of the node that stands for them.
+        branches: How many branches there were.
+        kernels: Spatial sizes of their kernels.
+        kernel: Spatial size of the target's kernel.
+        multiply_adds_before: Per output position, of all that became one.
+        multiply_adds: Of the one.
+        parameters_before: How many numbers they stored.
+        parameters: How many the one stores.
+        batch_norms: How many of the nodes are batch norms.
+    """
+
+    nodes: tuple[str, ...]
+    kind: str
+    target: str
+    branches: int
+    kernels: tuple[tuple[int, ...], ...]
+    kernel: tuple[int, ...]
+    multiply_adds_before: int
+    multiply_adds: int
+    parameters_before: int
+    parameters: int
+    batch_norms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApartEntry:
+    """Branches that stay apart, as the plan told it.
+
+    Attributes:
+        nodes: Names of the nodes that it is about.
+        code: Stable code of the reason.
+        reason: One sentence.
+    """
+
+    nodes: tuple[str, ...]
+    code: str
+    reason: str

@@ -10,8 +10,10 @@ from importlib import metadata
 
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import (
+    ApartEntry,
     DeviceInfo,
     FileInfo,
+    MergeEntry,
     OutputMetrics,
     PlanEntry,
     Site,
@@ -45,6 +47,8 @@ class Report:
             original; for information, no part of the verdict. Empty if nobody asked, or the device has no TF32.
         folds: What was folded.
         left: What was not, with reasons.
+        merges: Branches that became one map.
+        apart: Branches that could have, with the reason why they did not.
         input: The file that was read.
         output: The file that was written.
     """
@@ -60,6 +64,8 @@ class Report:
     as_deployed: tuple[OutputMetrics, ...] = ()
     folds: tuple[PlanEntry, ...] = ()
     left: tuple[PlanEntry, ...] = ()
+    merges: tuple[MergeEntry, ...] = ()
+    apart: tuple[ApartEntry, ...] = ()
     input: FileInfo | None = None
     output: FileInfo | None = None
 
@@ -74,7 +80,8 @@ class Report:
             "output": to_json_value(self.output),
             "device": to_json_value(self.device),
             "folds": to_json_value(self.folds),
-            "merges": [],
+            "merges": to_json_value(self.merges),
+            "apart": to_json_value(self.apart),
             "left": to_json_value(self.left),
             "sites": to_json_value(self.sites),
             "sites_note": self.sites_note,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bnfold.onnx.load import OnnxModel
@@ -77,10 +77,26 @@ def compare_runs(session: Session, baseline: Baseline, tolerances: Tolerances | 
     Raises:
         RuntimeFailure: The folded model does not run.
     """
-    comparisons: dict[str, list[Comparison]] = {name: [] for name in baseline.references[0]}
-    within: dict[str, list[bool]] = {name: [] for name in baseline.references[0]}
-    for feed, reference in zip(baseline.feeds, baseline.references, strict=True):
-        results = session.run(feed)
+    return compare_results(baseline.references, map(session.run, baseline.feeds), tolerances)
+
+
+def compare_results(
+    references: Sequence[Results], found: Iterable[Results], tolerances: Tolerances | None
+) -> dict[str, Compared]:
+    """Compare every output of the folded model with the original's.
+
+    Args:
+        references: What the original gave, for each sample.
+        found: What the folded model gave, for each sample.
+        tolerances: What the caller accepts, or None.
+
+    Returns:
+        An entry for each output of either model.
+    """
+    comparisons: dict[str, list[Comparison]] = {name: [] for name in references[0]}
+    within: dict[str, list[bool]] = {name: [] for name in references[0]}
+    added: dict[str, Compared] = {}
+    for reference, results in zip(references, found, strict=True):
         for name, expected in reference.items():
             if name not in results:
                 comparisons[name].append(Comparison(mismatch="is missing from the folded model"))
@@ -88,11 +104,10 @@ def compare_runs(session: Session, baseline: Baseline, tolerances: Tolerances | 
             comparisons[name].append(compare(expected, results[name]))
             if tolerances is not None:
                 within[name].append(within_tolerance(expected, results[name], tolerances.rtol, tolerances.atol))
-    compared = {name: Compared(tuple(comparisons[name]), tuple(within[name])) for name in comparisons}
-    for name in session.outputs:
-        if name not in compared:
-            compared[name] = Compared((Comparison(mismatch="is not an output of the original"),), ())
-    return compared
+        for name in results:
+            if name not in comparisons:
+                added[name] = Compared((Comparison(mismatch="is not an output of the original"),), ())
+    return {name: Compared(tuple(comparisons[name]), tuple(within[name])) for name in comparisons} | added
 
 
 def metrics_only(compared: Mapping[str, Compared]) -> tuple[OutputMetrics, ...]:

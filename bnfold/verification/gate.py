@@ -2,6 +2,14 @@
 
     ratio = ‖folded − original‖ / max(median over draws ‖perturbed − original‖, u·‖original‖)
 
+Where float64 can tell what is true (see `Oracle`), distances are taken from that, the draws are evaluated in float64,
+and what the original itself is off counts as noise too:
+
+    ratio = ‖folded − truth‖ / max(median over draws ‖perturbed − truth‖, ‖original − truth‖, u·‖original‖)
+
+The folded model in float64 is off by the rounding of its weights alone: it is held to the same without the second
+term.
+
 The norms run over all samples as if they were one batch: an output of one or two numbers would otherwise be judged by
 the luck of a few draws. u is the unit roundoff of the output: none is asked to be closer than one rounding of itself,
 so that an output whose noise is zero is judged by that bound.
@@ -29,6 +37,21 @@ _CLOSE = (NOISE_LIMIT / 2, NOISE_LIMIT * 16)
 
 
 @dataclass(frozen=True, slots=True)
+class Oracle:
+    """How far one output of one sample is from what the original gives in float64.
+
+    Attributes:
+        original: The original as it is.
+        folded: The folded model as it is.
+        exact: The folded model in float64; None if it cannot be had.
+    """
+
+    original: Shift
+    folded: Shift
+    exact: Shift | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known about one output.
 
@@ -41,6 +64,7 @@ class Evidence:
         has_parameters: Whether a parameter on the way to this output was moved.
         random_node: A node that draws random numbers; "" where there is none.
         noise_failure: Why no noise could be measured; "" where it could.
+        oracle: For each sample, the distances from the truth; empty where there is none. Shifts are then from it, too.
     """
 
     name: str
@@ -51,6 +75,7 @@ class Evidence:
     has_parameters: bool = True
     random_node: str = ""
     noise_failure: str = ""
+    oracle: Sequence[Oracle] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +86,13 @@ class _Noise:
         ratio: The noise ratio.
         share: Median of the noise over draws, relative to the signal.
         largest: Largest noise of a draw.
+        float64_ratio: The same for the folded model in float64; None where that is not known.
     """
 
     ratio: float
     share: float
     largest: float
+    float64_ratio: float | None = None
 
 
 def judge(evidence: Evidence) -> OutputMetrics:
@@ -92,6 +119,7 @@ def judge(evidence: Evidence) -> OutputMetrics:
         top1_agreement=sum(item.top1_same for item in floats) / rows if rows else None,
         noise_ratio=noise.ratio if noise else None,
         noise_rel_l2=noise.share if noise else None,
+        float64_ratio=noise.float64_ratio if noise else None,
         nonfinite_original=sum(item.nonfinite_original for item in comparisons),
         nonfinite_folded=sum(item.nonfinite_folded for item in comparisons),
     )
@@ -102,7 +130,7 @@ def deserves_more_draws(output: OutputMetrics) -> bool:
     if output.verdict is Verdict.INCONCLUSIVE and output.noise_rel_l2 == 0:
         return True  # a single number may stay as it is in a few draws
     low, high = _CLOSE
-    return output.noise_ratio is not None and low < output.noise_ratio < high
+    return any(ratio is not None and low < ratio < high for ratio in (output.noise_ratio, output.float64_ratio))
 
 
 def _decide(evidence: Evidence, noise: _Noise | None) -> tuple[Verdict, str]:
@@ -121,7 +149,7 @@ def _decide(evidence: Evidence, noise: _Noise | None) -> tuple[Verdict, str]:
         reason = f"the rounding noise of {name} could not be measured: {evidence.noise_failure}"
         return Verdict.INCONCLUSIVE, reason
     for sample, comparison in enumerate(comparisons):
-        if comparison.change and any(draw[sample].changed for draw in evidence.shifts):
+        if comparison.change and _noise_changes(evidence, sample):
             reason = f"{name} {comparison.change}, but rounding noise alone changes it too; give real inputs"
             return Verdict.INCONCLUSIVE, reason
         if comparison.change:
@@ -148,6 +176,9 @@ def _decide_by_noise(name: str, evidence: Evidence, noise: _Noise | None) -> tup
         if math.isfinite(noise.ratio):
             return Verdict.FAIL, f"{name} differs by {noise.ratio:.3g} times the model's own rounding noise"
         return Verdict.FAIL, f"{name} is zero in the original, whatever the rounding, but not in the folded model"
+    if noise.float64_ratio is not None and noise.float64_ratio > NOISE_LIMIT and evidence.has_parameters:
+        reason = f"{name} differs, in float64, by {noise.float64_ratio:.3g} times what rounding the parameters does"
+        return Verdict.FAIL, reason
     if evidence.has_parameters and not noise.largest:
         reason = f"{name} does not react to the parameters (saturated or cut off), so equality proves nothing"
         return Verdict.INCONCLUSIVE, f"{reason}; give real inputs"
@@ -167,7 +198,24 @@ def _measure(evidence: Evidence) -> _Noise | None:
     difference = math.hypot(*(item.difference for _, item in usable))
     signal = math.hypot(*(item.signal for _, item in usable))
     bound = max(median(noise), usable[0][1].roundoff * signal)
-    return _Noise(_quotient(difference, bound), _quotient(median(noise), signal), max(noise))
+    if not evidence.oracle:
+        return _Noise(_quotient(difference, bound), _quotient(median(noise), signal), max(noise))
+    oracles = [evidence.oracle[sample] for sample, _ in usable]
+    own = math.hypot(*(oracle.original.norm for oracle in oracles))
+    difference = math.hypot(*(oracle.folded.norm for oracle in oracles))
+    exact = [oracle.exact.norm for oracle in oracles if oracle.exact is not None]
+    return _Noise(
+        ratio=_quotient(difference, max(bound, own)),
+        share=_quotient(max(median(noise), own), signal),
+        largest=max(noise),
+        float64_ratio=_quotient(math.hypot(*exact), bound) if exact else None,
+    )
+
+
+def _noise_changes(evidence: Evidence, sample: int) -> bool:
+    """Whether rounding alone changes what is discrete in an output."""
+    own = [evidence.oracle[sample].original] if evidence.oracle else []
+    return any(shift.changed for shift in (*own, *(draw[sample] for draw in evidence.shifts)))
 
 
 def _quotient(numerator: float, denominator: float) -> float:

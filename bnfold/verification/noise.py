@@ -28,7 +28,7 @@ MORE_DRAWS = 12
 """Further copies, where the first ones leave a verdict close."""
 
 _CHUNK = 1 << 18  # elements: what the temporaries take stays in the cache
-_STREAM = 0x756C70  # keeps the draws apart from the streams of the inputs
+STREAM = 0x756C70  # keeps the draws apart from the streams of the inputs
 _INTEGER: dict[int, type[np.signedinteger]] = {2: np.int16, 4: np.int32, 8: np.int64}
 _STEPS = np.array([-1, 0, 0, 1], np.int8)
 _FOUR_STEPS = np.stack([_STEPS[np.arange(256) >> shift & 3] for shift in (0, 2, 4, 6)], axis=-1).view(np.int32)[:, 0]
@@ -91,7 +91,7 @@ def perturbed_runs(
     """
     session = None
     for draw in draws:
-        rng = np.random.default_rng([seed, draw, _STREAM])
+        rng = np.random.default_rng([seed, draw, STREAM])
         fed, injected = {}, {}
         for tensor in opened.tensors:
             value = tensor.read()

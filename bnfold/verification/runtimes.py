@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,9 @@ import numpy.typing as npt
 
 from bnfold.errors import DeviceError
 from bnfold.verification.devices import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Device
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Array = npt.NDArray[np.generic]
 
@@ -93,7 +97,7 @@ class Session:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # onnxruntime may read injected values where they lie: arrays and wrappers live as long as this.
         self._arrays = dict(injected or {})
-        self._values = {name: _to_ort_value(array) for name, array in self._arrays.items()}
+        self._values = {name: to_ort_value(array) for name, array in self._arrays.items()}
         if self._values:
             options.add_external_initializers(list(self._values), list(self._values.values()))
         try:
@@ -105,7 +109,7 @@ class Session:
                 enable_fallback=0,
             )
         except Exception as error:  # onnxruntime's errors have no common base of their own
-            raise _failure(error) from error
+            raise failure_of(error) from error
         self.inputs = tuple(item.name for item in self._session.get_inputs())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self._speaks_numpy = not any(
@@ -128,37 +132,45 @@ class Session:
             if self._speaks_numpy:
                 results = self._session.run(None, dict(feeds), run_options)
             else:
-                values = {name: _to_ort_value(np.asarray(array, order="C")) for name, array in feeds.items()}
+                values = {name: to_ort_value(np.asarray(array, order="C")) for name, array in feeds.items()}
                 results = [_from_ort_value(value) for value in self._session.run_with_ort_values(None, values)]
         except Exception as error:
-            raise _failure(error) from error
+            raise failure_of(error) from error
         return dict(zip(self.outputs, results, strict=True))
 
     def _check_placement(self, device: Device) -> dict[str, int]:
-        """Nodes per provider, from the session's own record.
+        nodes, self.nodes_elsewhere = check_placement(self._session, device)
+        return nodes
 
-        Raises:
-            DeviceError: The session, or a heavy node of it, runs elsewhere.
-        """
-        head = self._session.get_providers()[0]
-        if head != device.provider:
-            raise DeviceError(f"onnxruntime gave a session on {head} where {device.provider} was asked for")
-        nodes: Counter[str] = Counter()
-        elsewhere = []
-        for part in self._session.get_provider_graph_assignment_info():
-            for node in part.get_nodes():
-                nodes[part.ep_name] += 1
-                if part.ep_name == device.provider:
-                    continue
-                elsewhere.append(f"{node.op_type} {node.name!r} on {part.ep_name}")
-                if node.op_type in _HEAVY_OPS:
-                    raise DeviceError(
-                        f"onnxruntime put {node.op_type} {node.name!r} on {part.ep_name} "
-                        f"where {device.provider} was asked for",
-                        hint=f"{device.provider} has no kernel for it; verify with --device cpu.",
-                    )
-        self.nodes_elsewhere = tuple(elsewhere)
-        return dict(nodes)
+
+def check_placement(session: onnxruntime.InferenceSession, device: Device) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Nodes per provider, and those that run elsewhere than on `device`, from the session's own record.
+
+    Args:
+        session: Made with "session.record_ep_graph_assignment_info".
+        device: Where it was asked to run.
+
+    Raises:
+        DeviceError: The session, or a heavy node of it, runs elsewhere.
+    """
+    head = session.get_providers()[0]
+    if head != device.provider:
+        raise DeviceError(f"onnxruntime gave a session on {head} where {device.provider} was asked for")
+    nodes: Counter[str] = Counter()
+    elsewhere = []
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            nodes[part.ep_name] += 1
+            if part.ep_name == device.provider:
+                continue
+            elsewhere.append(f"{node.op_type} {node.name!r} on {part.ep_name}")
+            if node.op_type in _HEAVY_OPS:
+                raise DeviceError(
+                    f"onnxruntime put {node.op_type} {node.name!r} on {part.ep_name} "
+                    f"where {device.provider} was asked for",
+                    hint=f"{device.provider} has no kernel for it; verify with --device cpu.",
+                )
+    return dict(nodes), tuple(elsewhere)
 
 
 def check_device_works(device: Device) -> None:
@@ -185,7 +197,8 @@ def check_device_works(device: Device) -> None:
         raise DeviceError(f"{device.provider} on {device.name} computes a wrong convolution")
 
 
-def _failure(error: Exception) -> RuntimeFailure:
+def failure_of(error: Exception) -> RuntimeFailure:
+    """What an exception of onnxruntime says, and of which kind it is."""
     kinds = {
         "NoSuchFile": FailureKind.UNREADABLE,
         "NoModel": FailureKind.UNREADABLE,
@@ -200,7 +213,8 @@ def _failure(error: Exception) -> RuntimeFailure:
     return RuntimeFailure(kind, message)
 
 
-def _to_ort_value(array: Array) -> object:
+def to_ort_value(array: Array) -> object:
+    """An OrtValue on the CPU; it may share the array's memory."""
     import onnxruntime  # noqa: PLC0415
 
     if array.dtype == _BFLOAT16:

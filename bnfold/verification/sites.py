@@ -9,7 +9,7 @@ depend on u at all. See `sites_model` for how the difference is taken and `bound
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,16 +78,19 @@ def _measure(built: SitesModel, original: OnnxModel, device: Device, feed: Mappi
         RuntimeFailure: It does not run.
     """
     if not built.probes:
-        return SitesOutcome(tuple(built.unreached), _note(built))
+        return SitesOutcome(
+            tuple(built.unreached),
+            unreached_note(built.unreached, lost=bool(built.pairing.changed and not built.probes)),
+        )
     model = built.model
     session = Session(model.proto.SerializeToString(), device, injected_values(model), in_order=True)
     results = session.run({**feed, **{tensor.name: model.array(tensor) for tensor in built.weights}})
     measured = [judge_site(probe, results) for probe in built.probes]
-    measured.sort(key=_badness, reverse=True)
+    measured.sort(key=badness, reverse=True)
     names = [value.name for value in original.proto.graph.output]
     return SitesOutcome(
         (*measured, *built.unreached),
-        _note(built),
+        unreached_note(built.unreached, lost=bool(built.pairing.changed and not built.probes)),
         {name: results[name] for name in names},
     )
 
@@ -129,7 +132,7 @@ def judge_site(probe: Probe, results: Mapping[str, object]) -> Site:
     if not math.isfinite(signal):
         reason = "the original has NaN or Inf there, so the outputs gate decides"
         return replace(probe.site, verdict=Verdict.INCONCLUSIVE, reason=reason)
-    layer = f"{_layer(probe.site)} (value {probe.site.name!r})"
+    layer = f"{listed(probe.site)} (value {probe.site.name!r})"
     folded_shape, shape = (np.asarray(results[name]).tolist() for name in probe.shapes)
     if folded_shape != shape:
         reason = f"{layer} has shape {folded_shape} instead of {shape}"
@@ -156,7 +159,8 @@ def judge_site(probe: Probe, results: Mapping[str, object]) -> Site:
     )
 
 
-def _layer(site: Site) -> str:
+def listed(site: Site) -> str:
+    """What a message calls the nodes of a site."""
     return " + ".join(repr(name) for name in site.nodes) if len(site.nodes) <= 3 else f"{len(site.nodes)} nodes"
 
 
@@ -164,15 +168,20 @@ def _list(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _badness(site: Site) -> tuple[bool, float]:
+def badness(site: Site) -> tuple[bool, float]:
+    """What sites are sorted by."""
     return site.verdict is Verdict.FAIL, site.ratio if site.ratio is not None else 0.0
 
 
-def _note(built: SitesModel) -> str:
-    """What was not measured, and why; "" if everything that changed was."""
-    if not built.unreached:
-        lost = built.pairing.changed and not built.probes
+def unreached_note(unreached: Sequence[Site], *, lost: bool) -> str:
+    """What was not measured, and why; "" if everything that changed was.
+
+    Args:
+        unreached: The sites that were not measured.
+        lost: Whether something changed, but leads to no site at all.
+    """
+    if not unreached:
         return "sites were not measured: what changed leads to no value that both models have" if lost else ""
-    first = built.unreached[0]
-    more = f" (and {len(built.unreached) - 1} more)" if len(built.unreached) > 1 else ""
+    first = unreached[0]
+    more = f" (and {len(unreached) - 1} more)" if len(unreached) > 1 else ""
     return f"{first.name!r} was not measured on its own, the outputs decide: {first.reason}{more}"

@@ -89,12 +89,21 @@ class Source:
             ModelLoadError: It cannot be read.
             RuntimeFailure: The runtime refuses it.
         """
+        model, injected = self.loadable()
+        return Session(model, device, injected, as_deployed=as_deployed)
+
+    def loadable(self) -> tuple[str | bytes, dict[str, Array]]:
+        """What a session loads: a path, or a serialised model, and the values of what that has by reference.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+        """
         if self.path is not None:
-            return Session(str(self.path), device, as_deployed=as_deployed)
+            return str(self.path), {}
         # By reference again: a serialised copy would double the memory and end at 2 GiB.
         model = self.skeleton()
         drop_unused_initializers(model.proto.graph)
-        return Session(model.proto.SerializeToString(), device, injected_values(model), as_deployed=as_deployed)
+        return model.proto.SerializeToString(), injected_values(model)
 
 
 def injected_values(model: OnnxModel) -> dict[str, Array]:

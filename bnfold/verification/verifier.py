@@ -95,7 +95,7 @@ def verify(
         Source.of(original, "original"),
         Source.of(folded, "folded"),
         FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
-        _tolerances(rtol, atol),
+        check_tolerances(rtol, atol),
         tf32,
     )
     if tf32 and task.device not in (DeviceRequest.CUDA, DeviceRequest.AUTO):
@@ -119,13 +119,14 @@ def verify(
 
 
 @dataclass(slots=True)
-class _Clock:
+class Clock:
     """Durations of phases in seconds."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
+        """Times what is done under it."""
         start = time.perf_counter()
         try:
             yield
@@ -136,13 +137,13 @@ class _Clock:
 def _verify_on(
     device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
 ) -> Report:
-    clock = _Clock()
+    clock = Clock()
     with clock.measure("total"):
         report = _compare_models(device, deployed_on or device, task, clock, fell_back)
     return replace(report, timings_s=clock.timings_s)
 
 
-def _compare_models(device: Device, folded_device: Device, task: _Task, clock: _Clock, fell_back: str | None) -> Report:
+def _compare_models(device: Device, folded_device: Device, task: _Task, clock: Clock, fell_back: str | None) -> Report:
     original = task.original.skeleton()
     folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
     with _original_errors(task.original, device):
@@ -191,7 +192,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: _
             report = replace(report, as_deployed=_run_as_deployed(task.folded, device, baseline))
     with clock.measure("noise"):
         outputs, draws = judge_outputs(compared, baseline, task.tolerances)
-    verdict, reason = _worst(outputs)
+    verdict, reason = worst_output(outputs)
     wrong_layer = "" if task.tolerances else worst_failure(outcome.sites)
     if wrong_layer:
         said = [wrong_layer, reason] if verdict is Verdict.FAIL else [wrong_layer]
@@ -209,7 +210,8 @@ def _run_as_deployed(folded: Source, device: Device, baseline: Baseline) -> tupl
         ) from failure
 
 
-def _worst(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:
+def worst_output(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:
+    """The verdict of all outputs together, and one sentence on the first that decides it."""
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         reasons = [output.reason for output in outputs if output.verdict is verdict]
         if reasons:
@@ -261,7 +263,12 @@ def _folded_failure(failure: RuntimeFailure, source: Source, report: Report) -> 
     )
 
 
-def _tolerances(rtol: float | None, atol: float | None) -> Tolerances | None:
+def check_tolerances(rtol: float | None, atol: float | None) -> Tolerances | None:
+    """What the caller accepts instead of the noise ratio; None if he says nothing.
+
+    Raises:
+        UsageError: One of the two is negative or not finite.
+    """
     if rtol is None and atol is None:
         return None
     for name, value in (("rtol", rtol), ("atol", atol)):

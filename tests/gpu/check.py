@@ -1,6 +1,8 @@
 """Fold and verify real networks on a GPU, and print what ran where, with which result, in what time.
 
-    python tests/gpu/check.py [--device cuda|tensorrt] [--quick] > tests/gpu/RESULTS.md
+    python tests/gpu/check.py [--device cuda|tensorrt] [--runtime onnxruntime|torch] [--quick] > tests/gpu/RESULTS.md
+
+Without --runtime, onnxruntime comes first, then, on cuda, PyTorch with networks of its own.
 
 Where the device cannot be used, this leaves with exit code 4 and says what is missing. Times are of one run with graph
 optimisations off, TF32 off, inputs and outputs in host memory: they compare the original with its fold, nothing else.
@@ -92,24 +94,50 @@ def row(network: mutations.Network, dtype: str, device: Device) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "tensorrt"), default="cuda")
+    parser.add_argument("--runtime", choices=("onnxruntime", "torch"), help="only this one")
     parser.add_argument("--quick", action="store_true", help="leave out the networks that need transformers")
     options = parser.parse_args()
+    runtimes = [options.runtime] if options.runtime else ["onnxruntime"] + ["torch"] * (options.device == "cuda")
+    if options.device == "tensorrt" and "torch" in runtimes:
+        parser.error("PyTorch models do not run on tensorrt")
+    reports = {"onnxruntime": report_onnxruntime, "torch": report_torch}
     try:
-        device = {"cuda": cuda_device, "tensorrt": tensorrt_device}[options.device]()
-        check_device_works(device)
+        failed = [reports[runtime](options.device, quick=options.quick) for runtime in runtimes]
     except DeviceError as error:
         print(f"error: {error}. {error.hint}", file=sys.stderr)
         sys.exit(error.exit_code)
+    sys.exit(1 if any(failed) else 0)
+
+
+def report_onnxruntime(kind: str, *, quick: bool) -> bool:
+    """Print the table of onnxruntime, and say whether a network failed.
+
+    Raises:
+        DeviceError: The device cannot be used.
+    """
+    device = {"cuda": cuda_device, "tensorrt": tensorrt_device}[kind]()
+    check_device_works(device)
     print(f"# bnfold on {device.name}\n")
     print(f"onnxruntime {onnxruntime.__version__}, {device.provider}, TF32 off for the verdict.\n")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     failed = False
-    for network in networks(quick=options.quick):
+    for network in networks(quick=quick):
         for dtype in ("float32", "float16"):
             cells = row(network, dtype, device)
             failed |= cells[2].startswith("**fail")
             print(f"| {' | '.join(cells)} |", flush=True)
-    sys.exit(1 if failed else 0)
+    return failed
+
+
+def report_torch(_: str, *, quick: bool) -> bool:
+    """Print the table of PyTorch, and say whether a network failed.
+
+    Raises:
+        DeviceError: CUDA cannot be used.
+    """
+    import check_torch  # PyTorch takes seconds to import, and onnxruntime needs none of it
+
+    return check_torch.report(quick=quick)
 
 
 if __name__ == "__main__":

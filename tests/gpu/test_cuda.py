@@ -75,7 +75,9 @@ def test_tf32_is_seen_where_it_is_on():
 
 @pytest.mark.skipif(cuda_works(), reason="CUDA works here")
 def test_the_check_refuses_without_a_gpu():
-    done = subprocess.run([sys.executable, CHECK, "--quick"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, CHECK, "--quick", "--runtime", "onnxruntime"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 4
     assert done.stdout == ""
     assert done.stderr.startswith("error: CUDA cannot be used: ")
@@ -96,7 +98,7 @@ def test_the_check_runs_on_a_stand_in(monkeypatch, capsys):
     monkeypatch.setattr(verifier, "cuda_device", lambda: stand_in)
     monkeypatch.setattr(check, "networks", lambda *, quick: [mutations.grouped_decoder()])
     monkeypatch.setattr(check, "RUNS", 4)
-    monkeypatch.setattr(sys, "argv", ["check.py"])
+    monkeypatch.setattr(sys, "argv", ["check.py", "--runtime", "onnxruntime"])
     with pytest.raises(SystemExit) as left:
         check.main()
     assert left.value.code == 0

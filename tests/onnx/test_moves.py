@@ -173,6 +173,7 @@ BACKWARD = {
     "Concat": Case("j = Conv (x, w2) r = Concat <axis=1> (i, j)", out=2, channels=6),
     "Concat along the image": Case("j = Conv (x, w2) r = Concat <axis=-1> (i, j)"),
     "Split": Case("r, o = Split <axis=1> (i, halves)", channels=2),
+    "Split, its parts joined in another order": Case("q, o = Split <axis=1> (i, halves) r = Concat <axis=1> (o, q)"),
     "Split, the other part is read": Case(
         "q, o = Split <axis=1> (i, halves) t = Tanh (o) r = Identity (q)", channels=2
     ),

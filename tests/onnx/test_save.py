@@ -305,7 +305,7 @@ def test_a_folder_that_cannot_be_written_to(source: Path, out: Path, monkeypatch
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(save_module.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
     refusal(load(source), out / "m.onnx", "cannot be written to: Permission denied")
 
 

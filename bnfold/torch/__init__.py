@@ -1,0 +1,1 @@
+"""PyTorch modules and exported programs: load and save, lift, and carry plans out."""

@@ -1,0 +1,62 @@
+"""What a module is called with."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
+
+import torch
+from torch import nn
+
+from bnfold.errors import UsageError
+
+ExampleInputs = Sequence[object] | Mapping[str, object]
+"""A tuple of positional inputs, a dict of named ones, or (args, kwargs)."""
+
+DynamicShapes = Mapping[str, object] | Sequence[object]
+"""Which dimensions vary, as torch.export.export takes it."""
+
+_FORMS = "Give a tuple of tensors, a dict of named ones, or (args, kwargs)."
+
+
+def split_inputs(example: ExampleInputs) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The positional and the named inputs of an example.
+
+    Args:
+        example: A tuple of positional inputs, a dict of named ones, or (args, kwargs): two items, the first a tuple or
+            list, the second a dict with names as keys.
+
+    Raises:
+        UsageError: It is nothing of this.
+    """
+    if isinstance(example, torch.Tensor):
+        message = "example_inputs is a tensor, not a tuple of inputs"
+        raise UsageError(message, hint="Write (x,) for one tensor x.")
+    if _is_named(example):
+        return (), dict(example)
+    if isinstance(example, tuple | list):
+        if len(example) == 2 and isinstance(example[0], tuple | list) and _is_named(example[1]):
+            return tuple(example[0]), dict(example[1])
+        return tuple(example), {}
+    message = f"example_inputs is a {type(example).__name__}"
+    raise UsageError(message, hint=_FORMS)
+
+
+def check_inputs(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Checks that a module's forward can be called like this.
+
+    Raises:
+        UsageError: It takes more, fewer or other arguments.
+    """
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # a forward that Python cannot look into
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        message = f"the example inputs do not fit {type(module).__name__}.forward{signature}: {error}"
+        raise UsageError(message, hint=_FORMS) from error
+
+
+def _is_named(example: object) -> TypeGuard[Mapping[str, object]]:
+    return isinstance(example, Mapping) and all(isinstance(name, str) for name in example)

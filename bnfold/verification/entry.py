@@ -1,0 +1,122 @@
+"""verify for every kind of model that bnfold knows; torch is imported only for models of torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from bnfold.errors import UsageError
+from bnfold.report.report import Report
+from bnfold.verification.inputs import Array, Shapes
+from bnfold.verification.sampling import Range
+from bnfold.verification.source import ModelLike
+from bnfold.verification.verifier import verify as verify_onnx
+
+if TYPE_CHECKING:
+    from bnfold.torch.inputs import ExampleInputs
+    from bnfold.verification.torch.samples import Given
+    from bnfold.verification.torch.subject import TorchLike
+
+    AnyModel: TypeAlias = ModelLike | TorchLike
+    AnyInputs: TypeAlias = Mapping[str, Array] | Sequence[Mapping[str, Array]] | Given | Sequence[Given]
+
+
+def verify(
+    original: AnyModel,
+    folded: AnyModel,
+    *,
+    inputs: AnyInputs | None = None,
+    example_inputs: ExampleInputs | None = None,
+    device: str = "auto",
+    samples: int = 4,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    value_ranges: Mapping[str, Range] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    tf32: bool = False,
+) -> Report:
+    """Compare a folded model with its original, by running both, with the runtime's own optimisations off.
+
+    Two gates decide. Sites: what changed, fed with the original's own activations, gives what the original gives, up
+    to rounding; this names the layer that is wrong. Outputs: an output passes if it is at most 4 times as far off as
+    the original's own rounding noise. Nothing of the models, of torch's settings or of its random generators is
+    changed.
+
+    Args:
+        original: A path (.onnx or .pt2), an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or a
+            torch.export.ExportedProgram.
+        folded: The same; for an original of PyTorch also an ONNX model that was made of it.
+        inputs: Real data. For ONNX: arrays by input name, or a sequence of that, one a sample. For PyTorch: what the
+            original is called with (a tuple, a dict or (args, kwargs); or arrays by name), or a list of that. What
+            is left out by name is made up.
+        example_inputs: For a torch.nn.Module, what it can be called with; made-up data has the same structure,
+            shapes and dtypes.
+        device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or, for ONNX, "tensorrt"; only "auto" falls
+            back.
+        samples: Number of samples, where no data is given.
+        seed: Seed of the inputs and of the noise.
+        shapes: Other shapes of inputs; by name, or in order with None for a name left out.
+        value_ranges: Lowest and highest value of inputs that are made up, by name.
+        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| at the outputs decides, and no
+            gate; the report lists the sites all the same.
+        atol: See `rtol`; what is not given is 0.
+        tf32: Run the folded model once more as it will be deployed, with TF32, and report that beside the verdict;
+            needs "cuda", or "auto" that finds it.
+
+    Returns:
+        A report; a difference is a verdict in it, not an error.
+
+    Raises:
+        UsageError: An argument is out of range, names no input, or contradicts the model.
+        ModelLoadError: A model cannot be read.
+        UnsafeModelError: A model would run code when loaded, or reaches for files outside its folder.
+        UnsupportedModelError: A model is of a kind that cannot be verified, or an input of a type that no value can be
+            made up for.
+        VerificationError: The original does not run, so that nothing can be compared.
+        DeviceError: The device cannot be used, or has no kernel for the original.
+    """
+    if _is_torch(original):
+        from bnfold.verification.torch.verifier import verify_torch  # noqa: PLC0415 - takes seconds
+
+        return verify_torch(
+            cast("TorchLike", original),
+            folded,
+            inputs=inputs,
+            example_inputs=example_inputs,
+            device=device,
+            samples=samples,
+            seed=seed,
+            shapes=shapes,
+            value_ranges=value_ranges,
+            rtol=rtol,
+            atol=atol,
+            tf32=tf32,
+        )
+    if _is_torch(folded):
+        raise UsageError("the original is an ONNX model, but the folded one is not", hint="Give the PyTorch original.")
+    if example_inputs is not None:
+        raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
+    return verify_onnx(
+        cast(ModelLike, original),
+        cast(ModelLike, folded),
+        inputs=cast("Mapping[str, Array] | Sequence[Mapping[str, Array]] | None", inputs),
+        device=device,
+        samples=samples,
+        seed=seed,
+        shapes=shapes,
+        value_ranges=value_ranges,
+        rtol=rtol,
+        atol=atol,
+        tf32=tf32,
+    )
+
+
+def _is_torch(model: object) -> bool:
+    """Whether a model is one of torch's, which can only exist where torch was imported, or a .pt2 file."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model).lower().endswith(".pt2")
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram)

@@ -1,0 +1,287 @@
+"""The gates for PyTorch models: run both on the same inputs and device, judge the difference by float64."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, cast
+
+import torch
+from torch.export import ExportedProgram
+
+from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationError
+from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict, VerifyConfig
+from bnfold.report.report import Report
+from bnfold.torch.inputs import ExampleInputs
+from bnfold.verification.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
+from bnfold.verification.evidence import Compared, Results, Tolerances, compare_results, metrics_only
+from bnfold.verification.gate import NOISE_LIMIT, Evidence, judge
+from bnfold.verification.inputs import Shapes
+from bnfold.verification.runtimes import FailureKind, RuntimeFailure, check_device_works
+from bnfold.verification.sampling import Range
+from bnfold.verification.sites import SITE_LIMIT, SitesOutcome, worst_failure
+from bnfold.verification.source import ModelLike, Source
+from bnfold.verification.torch.devices import torch_device
+from bnfold.verification.torch.evaluation import Placement
+from bnfold.verification.torch.folded import OnnxFolded
+from bnfold.verification.torch.oracle import Judged, Measured, judge_by_noise
+from bnfold.verification.torch.samples import Given, Sample, SampleRequest, make_samples
+from bnfold.verification.torch.sites import measure_sites
+from bnfold.verification.torch.subject import RunError, Runner, Subject, TorchLike, check_modes
+from bnfold.verification.verifier import Clock, check_tolerances, worst_output
+
+AnyModel: TypeAlias = TorchLike | ModelLike
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What was asked for.
+
+    Attributes:
+        device: The device.
+        original: The original.
+        folded: The folded model, if PyTorch runs it.
+        onnx: The folded model, if onnxruntime does.
+        samples: What was said about inputs.
+        tolerances: What the caller accepts, or None.
+        tf32: Whether a run as deployed was asked for.
+    """
+
+    device: DeviceRequest
+    original: Subject
+    folded: Subject | None
+    onnx: Source | None
+    samples: SampleRequest
+    tolerances: Tolerances | None
+    tf32: bool
+
+    @property
+    def folded_label(self) -> str:
+        """What a message calls the folded model."""
+        return self.folded.label if self.folded is not None else cast(Source, self.onnx).label
+
+
+def verify_torch(
+    original: TorchLike,
+    folded: AnyModel,
+    *,
+    inputs: Given | Sequence[Given] | None,
+    example_inputs: ExampleInputs | None,
+    device: str,
+    samples: int,
+    seed: int,
+    shapes: Shapes | None,
+    value_ranges: Mapping[str, Range] | None,
+    rtol: float | None,
+    atol: float | None,
+    tf32: bool,
+) -> Report:
+    """Compare a folded model with its PyTorch original; see `bnfold.verification.verify` for the arguments.
+
+    Raises:
+        UsageError: An argument is out of range, or contradicts the model.
+        ModelLoadError: A model cannot be read.
+        UnsafeModelError: A file would run code, or reaches for files outside its folder.
+        UnsupportedModelError: A model is of a kind that cannot be run with other parameters.
+        VerificationError: The original does not run, so that nothing can be compared.
+        DeviceError: The device cannot be used.
+    """
+    request = parse_device(device)
+    if tf32 and request not in (DeviceRequest.CUDA, DeviceRequest.AUTO):
+        raise UsageError(f"tf32 was asked for on {device}, which has none", hint="Use --device cuda.")
+    in_torch = isinstance(folded, torch.nn.Module | ExportedProgram) or is_pt2(folded)
+    task = _Task(
+        request,
+        Subject.of(original, "original"),
+        Subject.of(cast(TorchLike, folded), "folded") if in_torch else None,
+        None if in_torch else Source.of(cast(ModelLike, folded), "folded"),
+        SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges),
+        check_tolerances(rtol, atol),
+        tf32,
+    )
+    if task.folded is not None:
+        check_modes(task.original, task.folded)
+    used, onnx_device, fell_back = _devices(task)
+    clock = Clock()
+    with clock.measure("total"):
+        report = _compare(task, used, onnx_device, fell_back, clock)
+    return replace(report, timings_s=clock.timings_s)
+
+
+def is_pt2(model: object) -> bool:
+    """Whether a model is given as the path of an exported program."""
+    return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(".pt2")
+
+
+def _devices(task: _Task) -> tuple[Device, Device | None, str | None]:
+    """The device of torch, that of onnxruntime if it takes part, and why "auto" fell back.
+
+    Raises:
+        DeviceError: One of them cannot use what was asked for.
+    """
+    used, fell_back = torch_device(task.device)
+    if task.onnx is None:
+        return used, None, fell_back
+    if used.kind == "cuda":
+        try:
+            gpu = cuda_device()
+            check_device_works(gpu)
+        except DeviceError as error:
+            if task.device is DeviceRequest.CUDA:
+                raise
+            return torch_device(DeviceRequest.CPU)[0], cpu_device(), str(error)
+        return used, gpu, None
+    return used, cpu_device(), fell_back
+
+
+def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back: str | None, clock: Clock) -> Report:
+    samples, inputs = make_samples(task.original, task.samples)
+    seed = task.samples.seed
+    try:
+        with clock.measure("original_runs"):
+            runner = task.original.runner(device)
+            placement = runner.placement(samples[0])
+            references: list[Results] = [runner.run(sample, seed=seed) for sample in samples]
+            random = _random_operation(runner, placement, samples[0], references[0], seed)
+    except RunError as error:
+        raise VerificationError(
+            f"{task.original.label} does not run, so nothing can be compared with it: {error}",
+            hint="Check example_inputs and the inputs.",
+        ) from error
+    del runner
+    if placement.heavy_elsewhere:
+        raise DeviceError(
+            f"{task.original.label} computes {placement.heavy_elsewhere} where {device.kind} was asked for",
+            hint="Its own code puts tensors there; verify with --device cpu.",
+        )
+    config = VerifyConfig(seed, len(samples), inputs, noise_limit=NOISE_LIMIT, site_limit=SITE_LIMIT)
+    if task.tolerances is not None:
+        config = replace(config, rtol=task.tolerances.rtol, atol=task.tolerances.atol)
+    report = Report(
+        Verdict.INCONCLUSIVE,
+        "nothing was compared",
+        device=_device_info(task, device, onnx_device, fell_back, placement),
+        config=config,
+    )
+    with clock.measure("sites"):
+        outcome = _sites(task, device, samples[0])
+    report = replace(report, sites=outcome.sites, sites_note=outcome.note)
+    with clock.measure("folded_runs"):
+        found = _run_folded(task, device, onnx_device, samples, references[0])
+    if isinstance(found, str):
+        return replace(
+            report, verdict=Verdict.FAIL, reason=f"the folded model does not run where the original does: {found}"
+        )
+    compared = compare_results(references, found, task.tolerances)
+    if task.tf32 and device.kind == "cuda":
+        with clock.measure("as_deployed"):
+            report = replace(report, as_deployed=_run_as_deployed(task, device, onnx_device, samples, references))
+    with clock.measure("noise"):
+        measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared)
+        judged = _judge(measured, task.tolerances, random)
+    verdict, reason = worst_output(judged.outputs)
+    wrong_layer = "" if task.tolerances else worst_failure(outcome.sites)
+    if wrong_layer:
+        said = [wrong_layer, reason] if verdict is Verdict.FAIL else [wrong_layer]
+        verdict, reason = Verdict.FAIL, "; ".join(said)
+    oracle = "float64" if judged.has_oracle else "none"
+    config = replace(config, noise_draws=judged.draws, oracle=oracle, oracle_note=judged.note)
+    return replace(report, verdict=verdict, reason=reason, outputs=judged.outputs, config=config)
+
+
+def _judge(measured: Measured, tolerances: Tolerances | None, random: str) -> Judged:
+    if tolerances is None and not random:
+        return judge_by_noise(measured)
+    outputs = tuple(
+        judge(Evidence(name, runs.comparisons, (), runs.within, str(tolerances), random_node=random))
+        for name, runs in measured.compared.items()
+    )
+    return Judged(outputs, 0, has_oracle=False, note="")
+
+
+def _random_operation(runner: Runner, placement: Placement, sample: Sample, reference: Results, seed: int) -> str:
+    """An operation that draws random numbers which reach an output; "" if there is none.
+
+    Raises:
+        RunError: The original does not run.
+    """
+    if not placement.random:
+        return ""
+    other = runner.run(sample, seed=seed + 1)
+    compared = compare_results([reference], [other], None)
+    same = all(not item.change and not item.max_abs for runs in compared.values() for item in runs.comparisons)
+    return "" if same else placement.random
+
+
+def _sites(task: _Task, device: Device, sample: Sample) -> SitesOutcome:
+    if task.folded is None:
+        reason = "the original is a PyTorch model and the folded one an ONNX model, so the outputs decide"
+        return SitesOutcome(note=f"sites were not measured: {reason}")
+    return measure_sites(task.original, task.folded, device, sample)
+
+
+def _run_folded(
+    task: _Task,
+    device: Device,
+    onnx_device: Device | None,
+    samples: Sequence[Sample],
+    reference: Results,
+    *,
+    as_deployed: bool = False,
+) -> list[Results] | str:
+    """Outputs of the folded model for each sample, or why it does not run.
+
+    Raises:
+        DeviceError: It cannot run on the device.
+        ModelLoadError: It cannot be read.
+        UsageError: It takes other inputs.
+    """
+    if task.folded is not None:
+        try:
+            runner = task.folded.runner(device)
+            return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in samples]
+        except RunError as error:
+            return str(error)
+    assert task.onnx is not None  # noqa: S101 - one of the two is always there
+    assert onnx_device is not None  # noqa: S101
+    try:
+        return OnnxFolded(task.onnx, onnx_device).run(samples, reference, as_deployed=as_deployed)
+    except RuntimeFailure as failure:
+        if failure.kind is FailureKind.UNREADABLE:
+            raise ModelLoadError(f"{task.onnx.label} cannot be loaded: {failure}") from failure
+        if failure.kind in (FailureKind.DEVICE, FailureKind.NO_KERNEL):
+            raise DeviceError(f"{task.onnx.label} cannot run on {onnx_device.provider}: {failure}") from failure
+        return str(failure)
+
+
+def _run_as_deployed(
+    task: _Task,
+    device: Device,
+    onnx_device: Device | None,
+    samples: Sequence[Sample],
+    references: Sequence[Results],
+) -> tuple[OutputMetrics, ...]:
+    found = _run_folded(task, device, onnx_device, samples, references[0], as_deployed=True)
+    if isinstance(found, str):
+        raise DeviceError(
+            f"{task.folded_label} cannot run as deployed, with TF32: {found}",
+            hint="Leave out --tf32 for the verdict alone.",
+        )
+    compared: Mapping[str, Compared] = compare_results(references, found, None)
+    return metrics_only(compared)
+
+
+def _device_info(
+    task: _Task, device: Device, onnx_device: Device | None, fell_back: str | None, placement: Placement
+) -> DeviceInfo:
+    provider = device.provider if onnx_device is None else f"{device.provider} and {onnx_device.provider}"
+    return DeviceInfo(
+        requested=task.device.value,
+        used=device.kind,
+        name=device.name,
+        provider=provider,
+        fell_back=fell_back,
+        nodes_per_provider=dict(placement.counts),
+        nodes_elsewhere=tuple(placement.elsewhere),
+    )

@@ -1,0 +1,146 @@
+"""`bnfold bench` on a terminal: a table of figures, not of promises; one JSON document; errors in one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from bnfold.cli import bench
+from bnfold.cli.main import app
+from onnx import parser
+from typer.testing import CliRunner
+
+from bnfold.errors import UsageError
+from bnfold.latency import benchmarking
+from bnfold.latency.timing import Round
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "digits_resnet.onnx"
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["bench", *map(str, words)])
+
+
+def short(*words):
+    return run(*words, "--device", "cpu", "--seconds", "0.001")
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """Lets a test say what was measured."""
+
+    def set_rounds(*pairs_s):
+        measured = tuple(Round((one, one), (other, other)) for one, other in pairs_s)
+        monkeypatch.setattr(benchmarking, "interleave", lambda original, folded, seconds: measured)
+
+    return set_rounds
+
+
+def test_a_table_with_a_line_for_each_batch(rounds):
+    rounds(*[(0.003, 0.0015)] * 5, (0.0031, 0.001), (0.0018, 0.001))
+    result = short(SAMPLE, SAMPLE, "--batch", "1,8", "--threads", "1")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("onnxruntime ")
+    assert "on CPU (CPUExecutionProvider, " in lines[0]
+    assert ", 1 thread on " in lines[0]
+    assert lines[0].endswith("all optimisations on")
+    header, first, second = (line for line in lines if line[:5].strip() in ("batch", "1", "8"))
+    assert header.split() == "batch original IQR folded IQR original/folded interval rounds folded is".split()
+    assert first.split() == "1 3.00 ms 0.00 µs 1.50 ms 375 µs 2.000 1.800-3.100 1.800-3.100 faster".split()
+    assert second.split()[0] == "8"
+    assert "the median of 7 rounds, with its 98% interval" in result.stdout
+    assert lines[-1] == "only speed was compared: whether the outputs match is for `bnfold verify` to say"
+    assert result.stderr.splitlines() == [
+        "measuring both models with batch 1 for 0.002 s",
+        "measuring both models with batch 8 for 0.002 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs_s", "words"),
+    [
+        ([(1.0, 1.01), (1.01, 1.0), (1.0, 1.0), (1.0, 1.02), (1.02, 1.0), (1.0, 1.0)], "as fast, up to noise"),
+        ([(1.0, 1.1)] * 6, "slower"),
+        ([(1.1, 1.0)] * 6, "faster"),
+    ],
+)
+def test_noise_is_no_difference(rounds, pairs_s, words):
+    rounds(*pairs_s)
+    row = short(SAMPLE, SAMPLE).stdout.splitlines()[3]
+    assert row.startswith("-  ")
+    assert row.endswith(f"  {words}")
+
+
+def test_json_is_one_document_and_nothing_else():
+    result = short(SAMPLE, SAMPLE, "--json", "--batch", "2", "--seed", "5")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert document["schema"] == "bnfold.bench/1"
+    assert document["original"] == str(SAMPLE)
+    assert document["config"] == {"seed": 5, "seconds": 0.001}
+    assert document["comparisons"][0]["inputs"][0]["shape"] == [2, 1, 8, 8]
+    assert "measuring" in result.stderr
+
+
+def test_why_there_is_no_gpu_is_told(monkeypatch):
+    from bnfold.errors import DeviceError
+    from bnfold.latency import onnx_runner
+
+    def refuse():
+        raise DeviceError("CUDA cannot be used: no driver")
+
+    monkeypatch.setattr(onnx_runner, "cuda_device", refuse)
+    result = run(SAMPLE, SAMPLE, "--seconds", "0.001")
+    assert "not on a GPU: CUDA cannot be used: no driver" in result.stdout
+    failed = run(SAMPLE, SAMPLE, "--seconds", "0.001", "--device", "cuda")
+    assert failed.exception.exit_code == 4
+
+
+def test_shapes_and_data(tmp_path):
+    np.savez(tmp_path / "data.npz", image=np.ones((3, 1, 8, 8), np.float32))
+    shape = short(SAMPLE, SAMPLE, "--input", "image:4,1,8,8", "--json")
+    assert json.loads(shape.stdout)["comparisons"][0]["inputs"][0]["shape"] == [4, 1, 8, 8]
+    data = short(SAMPLE, SAMPLE, "--inputs", tmp_path / "data.npz", "--json")
+    assert json.loads(data.stdout)["comparisons"][0]["inputs"][0]["source"] == "given"
+    ranged = short(SAMPLE, SAMPLE, "--val-range", "image:0,16")
+    assert ranged.exit_code == 0
+
+
+def test_errors(tmp_path):
+    other = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[n] image) => (float[n] y) { y = Neg(image) }'
+    )
+    onnx.save(other, tmp_path / "other.onnx")
+    for words, code in (
+        ((SAMPLE, SAMPLE, "--batch", "1,x"), 2),
+        ((SAMPLE, SAMPLE, "--batch", "0"), 2),
+        ((SAMPLE, SAMPLE, "--inputs", tmp_path / "gone.npz"), 3),
+        ((SAMPLE, tmp_path / "gone.onnx"), 3),
+        ((tmp_path / "gone.pt2", tmp_path / "gone.pt2"), 3),
+        ((SAMPLE, tmp_path / "other.onnx"), 2),
+    ):
+        result = short(*words)
+        assert (words, result.stdout) == (words, "")
+        assert result.exception.exit_code == code
+    assert run(SAMPLE).exit_code == 2
+    assert run(SAMPLE, SAMPLE, "--seconds", "-1").exit_code != 0
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("", ()), ("1", (1,)), ("1,8, 32", (1, 8, 32))])
+def test_batch_sizes(text, sizes):
+    assert bench._batch_sizes(text) == sizes
+
+
+def test_batch_sizes_that_are_none():
+    with pytest.raises(UsageError, match="--batch 'many' is not a list of sizes"):
+        bench._batch_sizes("many")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5e-5, "25.0 µs"), (1.39e-4, "139 µs"), (0.0161, "16.1 ms"), (0.9994, "999 ms"), (12.345, "12.3 s")],
+)
+def test_durations(seconds, text):
+    assert bench._duration(seconds) == text

@@ -1,0 +1,141 @@
+"""Random sums of random branches: whatever is merged, the model computes what it computed."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx_fold import batch_norm, fold, parse, random
+
+CHANNELS = 4
+BRANCHES = st.sampled_from(
+    [
+        "conv",
+        "conv",
+        "pointwise",
+        "depthwise",
+        "grouped",
+        "tall",
+        "wide",
+        "pool",
+        "chain",
+        "pooled",
+        "norm",
+        "x",
+        "relu",
+    ]
+)
+
+
+class _Writer:
+    """Writes a model with one random sum, node by node."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self._data = data
+        self.lines: list[str] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def draw(self, strategy):
+        return self._data.draw(strategy)
+
+    def node(self, op: str, *inputs: str, **attributes: object) -> str:
+        name = f"v{len(self.lines)}"
+        given = ", ".join(f"{key} = {value}" for key, value in attributes.items())
+        self.lines.append(f"{name} = {op} {f'<{given}>' if given else ''} ({', '.join(inputs)})")
+        return name
+
+    def constant(self, *shape: int) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = random(*shape, seed=len(self.constants))
+        return name
+
+    def conv(self, x: str, kernel: tuple[int, int], *, groups: int = 1, pads: object = None, stride: int = 1) -> str:
+        inputs = [x, self.constant(CHANNELS, CHANNELS // groups, *kernel)]
+        if self.draw(st.booleans()):
+            inputs.append(self.constant(CHANNELS))
+        half = [size // 2 for size in kernel]
+        pads = [*half, *half] if pads is None else pads
+        y = self.node("Conv", *inputs, group=groups, pads=pads, strides=[stride, stride])
+        return self.norm(y) if self.draw(st.booleans()) else y
+
+    def norm(self, x: str) -> str:
+        prefix = f"n{len(self.constants)}"
+        self.constants |= batch_norm(CHANNELS, prefix)
+        return self.node("BatchNormalization", x, *(f"{prefix}_{letter}" for letter in "gbmv"))
+
+    def branch(self, x: str, stride: int) -> str:
+        kind = self.draw(BRANCHES)
+        if stride > 1 and kind in ("norm", "x", "relu"):
+            kind = "pointwise"
+        match kind:
+            case "conv":
+                return self.conv(x, (3, 3), stride=stride)
+            case "pointwise":
+                return self.conv(x, (1, 1), stride=stride)
+            case "depthwise":
+                return self.conv(x, self.draw(st.sampled_from([(1, 1), (3, 3)])), groups=CHANNELS, stride=stride)
+            case "grouped":
+                return self.conv(x, (3, 3), groups=2, stride=stride)
+            case "tall":
+                return self.conv(x, (3, 1), stride=stride)
+            case "wide":
+                return self.conv(x, (1, 3), stride=stride)
+            case "pool":
+                counts = self.draw(st.sampled_from([0, 1, 1]))
+                return self.node(
+                    "AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2, count_include_pad=counts
+                )
+            case "chain":
+                inner = self.conv(x, (1, 1), pads=[1] * 4)
+                return self.conv(inner, (3, 3), pads=[0] * 4, stride=stride)
+            case "pooled":
+                inner = self.conv(x, (1, 1), pads=[1] * 4)
+                return self.node("AveragePool", inner, kernel_shape=[3, 3], strides=[stride] * 2)
+            case "norm":
+                return self.norm(x)
+            case "relu":
+                return self.node("Relu", x)
+        return x
+
+    def model(self) -> str:
+        stride = self.draw(st.sampled_from([1, 1, 2]))
+        x = self.node("Relu", "x")
+        values = [self.branch(x, stride) for _ in range(self.draw(st.integers(2, 6)))]
+        while len(values) > 1:
+            values = self.draw(st.permutations(values))
+            match self.draw(st.integers(0, 5)):
+                case 0 if len(values) > 2:
+                    values = [self.node("Sum", *values[:3]), *values[3:]]
+                case 1:
+                    values = [self.node("Mul", values[0], self.constant(CHANNELS, 1, 1)), *values[1:]]
+                case 2:
+                    values = [self.node("Identity", values[0]), *values[1:]]
+                case 3 if len(values) > 2:
+                    values = [self.node(self.draw(st.sampled_from(["Add", "Sub"])), *values[:2]), *values[1:]]
+                case _:
+                    values = [self.node(self.draw(st.sampled_from(["Add", "Sub"])), *values[:2]), *values[2:]]
+        end = self.norm(values[0]) if self.draw(st.booleans()) else values[0]
+        self.lines.append(f"y = {self.draw(st.sampled_from(['Relu', 'Identity']))} ({end})")
+        return f"g (double[1, 4, 6, 7] x) => (double[N, C, P, Q] y) {{ {' '.join(self.lines)} }}"
+
+
+def check(data: st.DataObject) -> None:
+    writer = _Writer(data)
+    text = writer.model()
+    leftover = writer.draw(st.sampled_from(["conv", "mul-add", "keep"]))
+    fold(parse(text, **writer.constants), merge=True, leftover=leftover)
+
+
+QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=40, suppress_health_check=QUIET)
+def test_random_sums(data):
+    check(data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(deadline=None, max_examples=400, suppress_health_check=QUIET)
+def test_many_random_sums(data):
+    check(data)
