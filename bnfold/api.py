@@ -214,7 +214,11 @@ def fold(
         from bnfold.torch.save import stage_program  # noqa: PLC0415
 
         program = fold_program(
-            model if _is_program(model) else load_program(cast(Path, source)), skip=skip, only=only, leftover=form
+            model if _is_program(model) else load_program(cast(Path, source)),
+            skip=skip,
+            only=only,
+            leftover=form,
+            merge=merge,
         )
         return FoldResult(
             program.plan,

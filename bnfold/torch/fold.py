@@ -20,6 +20,7 @@ from bnfold.torch.homes import takes_trial_bias, trial_bias
 from bnfold.torch.hooks import all_are_watched
 from bnfold.torch.inputs import DynamicShapes, ExampleInputs, check_inputs, split_inputs
 from bnfold.torch.lift import lift
+from bnfold.torch.memory_order import keep_memory_order
 from bnfold.torch.slots import Slots
 from bnfold.torch.traces import Traces
 from bnfold.torch.unreached import add_unreached, explain_borders
@@ -130,6 +131,7 @@ def _planned(
     graph = Graph()
     for piece in captured.pieces:
         lift(piece.program, graph, piece.path)
+    keep_memory_order(graph)
     ops = Counter(node.op_type for node in graph.nodes)
     explain_borders(graph, captured)
     if all_are_watched():

@@ -10,6 +10,8 @@ from torch.export import ExportedProgram
 from bnfold import planner
 from bnfold.plan import Leftover, Plan
 from bnfold.torch.apply_program import apply_program
+from bnfold.torch.graph_copy import attribute
+from bnfold.torch.higher_order import nested_graphs, operands
 from bnfold.torch.lift import lift
 from bnfold.torch.lift_moves import type_name
 from bnfold.torch.lift_ops import map_type
@@ -96,13 +98,34 @@ def _planned(
 
 
 def count_ops(program: ExportedProgram) -> dict[str, int]:
-    """How many calls of each operator a program has, nested graphs included, sorted by name."""
+    """How many calls of each operator a program has, nested graphs included, sorted by name.
+
+    Those that compute weights from parameters alone are not counted: they are no part of the network.
+    """
+    specs = program.graph_signature.input_specs
+    placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
+    pairs = zip(placeholders, specs, strict=True)
+    inputs = {node for node, spec in pairs if spec.target is None}
     counts: Counter[str] = Counter()
-    for module in program.graph_module.modules():
-        if isinstance(module, fx.GraphModule):
-            calls = (node for node in module.graph.nodes if node.op == "call_function" and not is_tuple_item(node))
-            counts.update(_op_type(node) for node in calls)
+    _count(program.graph_module, inputs, counts)
     return dict(sorted(counts.items()))
+
+
+def _count(module: fx.GraphModule, variable: set[fx.Node], counts: Counter[str]) -> None:
+    """Counts the calls in a graph that depend on `variable`, or on nothing, and those in the graphs that it runs."""
+    for node in module.graph.nodes:
+        reads = node.all_input_nodes
+        if node.op != "call_function" or (reads and variable.isdisjoint(reads)):
+            continue
+        variable.add(node)
+        if not is_tuple_item(node):
+            counts[_op_type(node)] += 1
+        for target in nested_graphs(node):
+            nested = attribute(module, target)
+            assert isinstance(nested, fx.GraphModule)  # noqa: S101 - what these operators run
+            inner = (other for other in nested.graph.nodes if other.op == "placeholder")
+            given = zip(inner, operands(node), strict=True)
+            _count(nested, {placeholder for placeholder, operand in given if operand in variable}, counts)
 
 
 def _op_type(node: fx.Node) -> str:

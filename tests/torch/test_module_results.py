@@ -283,3 +283,19 @@ def test_sharded_modules_are_refused() -> None:
     module.stem = FullyShardedDataParallel()
     with pytest.raises(UnsupportedModelError, match="shard"):
         bnfold.fold(module, images())
+
+
+def test_a_norm_before_code_that_reads_memory_in_its_order_stays() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.conv(x).transpose(2, 3)).as_strided((2, 4, 5, 5), (100, 25, 5, 1))
+
+    module, x = Net().double().eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    nn.init.normal_(module.bn.running_mean)
+    result = bnfold.fold(module, (x,))
+    assert [left.code for left in result.plan.left] == [StopCode.NO_RULE]
+    assert torch.equal(result.model(x), module(x))

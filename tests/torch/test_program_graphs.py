@@ -1,5 +1,8 @@
 """Exported programs: nested graphs, symbolic sizes, names, operators in place, and what a program is used for then."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -405,12 +408,27 @@ def test_exported_to_onnx() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
 def test_compiled() -> None:
     inputs = random_inputs((2, 3, 8, 8))
     folded = fold(export(Net(), inputs), inputs)
     compiled = torch.compile(folded.program.module())
     with torch.no_grad():
         check_same("output", folded.original.module()(*inputs), compiled(*inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    inputs = random_inputs((2, 3, 8, 8))
+    folded = fold(export(Net(), inputs, dynamic=True), inputs)
+    package = torch._inductor.aoti_compile_and_package(folded.program, package_path=str(tmp_path / "net.pt2"))
+    given = random_inputs((4, 3, 8, 8))
+    with torch.no_grad():
+        found = torch._inductor.aoti_load_package(package)(*given)
+        check_same("output", folded.original.module()(*given), found)
 
 
 def test_memory_is_that_of_what_changed() -> None:

@@ -230,6 +230,23 @@ def test_weight_norm_becomes_a_plain_weight() -> None:
     assert len(folded.names) == 2
 
 
+def test_operators_on_weights_are_not_counted() -> None:
+    class Standardised(nn.Module):
+        """As in BiT: the weight is normalised by a batch_norm with its own statistics."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = self.weight.reshape(1, 4, -1)
+            return F.conv2d(x, F.batch_norm(flat, None, None, training=True).reshape_as(self.weight))
+
+    folded = fold_module(Standardised(), (2, 3, 8, 8))
+    assert folded.result.ops_before == folded.result.ops_after == {"Conv": 1}
+    assert folded.plan.batch_norms == 0
+
+
 def test_weight_that_is_a_view_or_a_cast() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

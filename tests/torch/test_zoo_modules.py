@@ -41,7 +41,7 @@ def test_every_batch_norm_is_folded_or_left_for_a_reason(model: ZooModel) -> Non
     assert found.left_by_fx is None or found.left - unreached <= found.left_by_fx
 
 
-@pytest.mark.parametrize("model", ZOO[::3], ids=lambda model: model.name)
+@pytest.mark.parametrize("model", ZOO[::6], ids=lambda model: model.name)
 def test_float32_weights_are_as_good_as_the_original_ones(model: ZooModel) -> None:
     module, inputs = model.build()
     reference = evaluated(module, inputs)
