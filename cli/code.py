@@ -1,4 +1,4 @@
-"""A model that is code: `package.module:factory`, its weights, and what it is called with."""
+"""A model that is a module: `package.module:factory` or a pickle, its weights, and what it is called with."""
 
 import os
 import sys
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bnfold.errors import ModelLoadError
+from bnfold.errors import UsageError
 
-from .models import CodeOptions, parse_arguments, parse_dynamic
+from .models import CodeOptions, ModelKind, kind_of, parse_arguments, parse_dynamic
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,12 @@ class Code:
     nbytes: int
 
 
-def build(import_path: str, options: CodeOptions, inputs: "Verification") -> Code:
+def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     """Builds a module and what it is called with.
 
     Args:
-        import_path: `package.module:factory`; the current folder is searched first.
+        model: `package.module:factory`, or a file of torch.save that holds a module. The current folder is the first
+            that code is looked for in.
         options: Weights and arguments.
         inputs: Shapes, data and value ranges.
 
@@ -59,12 +60,11 @@ def build(import_path: str, options: CodeOptions, inputs: "Verification") -> Cod
     shapes, ranges = inputs.parsed_shapes(), inputs.parsed_ranges()
     data = inputs.loaded_inputs()
     from bnfold.torch.examples import dynamic_shapes, make_example  # noqa: PLC0415 - torch takes seconds to import
-    from bnfold.torch.factory import build_module  # noqa: PLC0415
     from bnfold.torch.state_dict import load_weights  # noqa: PLC0415
     from bnfold.torch.wrappers import refuse_unsupported  # noqa: PLC0415
 
     sys.path.insert(0, os.getcwd())
-    module = build_module(import_path, arguments)
+    module = _module(model, arguments, options)
     if options.weights is not None:
         loaded = load_weights(module, options.weights, trust_pickle=options.trust_pickle)
         if loaded.nest or loaded.prefix:
@@ -89,12 +89,13 @@ def stdout_kept() -> Iterator[None]:
         yield
 
 
-def no_code(model: str, *, trust_pickle: bool) -> ModelLoadError:
-    """What is wrong with a file of weights in the place of a model; or, raised, with the file itself."""
-    from bnfold.torch.state_dict import read_weights  # noqa: PLC0415
+def _module(model: str, arguments: Mapping[str, object], options: CodeOptions) -> "torch.nn.Module":
+    if kind_of(model) is ModelKind.STATE:
+        from bnfold.torch.pickled import load_pickled  # noqa: PLC0415 - torch takes seconds to import
 
-    read_weights(Path(os.path.abspath(model)), trust_pickle=trust_pickle)
-    return ModelLoadError(
-        f"{model} holds weights, but not the code that uses them.",
-        hint=f"Give that: bnfold fold package.module:factory --weights {model} --input 1,3,224,224 -o OUT.",
-    )
+        if arguments:
+            raise UsageError(f"--kwargs is for a package.module:factory, which {model} is not")
+        return load_pickled(Path(os.path.abspath(model)), trust_pickle=options.trust_pickle)
+    from bnfold.torch.factory import build_module  # noqa: PLC0415
+
+    return build_module(model, arguments)

@@ -30,7 +30,7 @@ def fold(
             metavar="IN",
             help="An .onnx or .pt2 file, or package.module:factory: a function or class that gives a torch.nn.Module,"
             " or a module itself. Its code is imported and run, with the current folder first on the path, and eval()"
-            " is called on the module.",
+            " is called on the module. With --trust-pickle also a file of torch.save with a whole module in it.",
         ),
     ],
     output: Annotated[

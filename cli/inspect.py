@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .code import build, no_code, stdout_kept
+from .code import build, stdout_kept
 from .compare import Verification
-from .models import CodeOptions, ModelKind, kind_of
+from .models import CodeOptions, kind_of
 
 if TYPE_CHECKING:
     from bnfold.plan import Plan
@@ -76,10 +76,7 @@ def inspect(
 def _plan(model: str, options_of_code: CodeOptions, call: Verification) -> "Plan":
     import bnfold  # noqa: PLC0415
 
-    kind = kind_of(model)
-    if kind is ModelKind.STATE:
-        raise no_code(model, trust_pickle=options_of_code.trust_pickle)
-    if kind is ModelKind.CODE:
+    if kind_of(model).is_module:
         code = build(model, options_of_code, call)
         return bnfold.inspect(code.module, code.call, dynamic_shapes=code.dynamic_shapes)
     options_of_code.require_unused(model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from bnfold.errors import OutputError, UnsupportedModelError
 
-from .code import Code, build, no_code
+from .code import Code, build
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
 
@@ -26,11 +26,13 @@ _OUTPUTS = {
     ModelKind.ONNX: (".onnx",),
     ModelKind.PROGRAM: (".pt2", ".onnx", *_STATE_SUFFIXES),
     ModelKind.CODE: (".pt2", ".onnx", *_STATE_SUFFIXES),
+    ModelKind.STATE: (".pt2", ".onnx", *_STATE_SUFFIXES),
 }
 _NAMES = {
     ModelKind.ONNX: "an ONNX model",
     ModelKind.PROGRAM: "an exported program",
     ModelKind.CODE: "a PyTorch module",
+    ModelKind.STATE: "a PyTorch module",
 }
 
 
@@ -100,15 +102,15 @@ def fold_model(
         stack: Keeps temporary files until the result is written.
     """
     kind = kind_of(model)
-    if kind is ModelKind.STATE:
-        raise no_code(model, trust_pickle=code.trust_pickle)
     if options.output is not None and kind is not ModelKind.ONNX:
         _require_output(options.output, kind)
-    if kind is ModelKind.CODE:
-        if code.weights is not None and options.output is not None and not options.force:
+    if kind.is_module:
+        read = {Path(model)} if kind is ModelKind.STATE else set()
+        read |= set() if code.weights is None else {code.weights}
+        if options.output is not None and not options.force:
             from bnfold.staging import require_not_source  # noqa: PLC0415 - `bnfold --help` need not wait for it
 
-            require_not_source(options.output, {code.weights})
+            require_not_source(options.output, read)
         return _fold_code(model, options, build(model, code, verification), verification, stack)
     code.require_unused(model)
     if kind is ModelKind.PROGRAM:
@@ -153,7 +155,7 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
     import bnfold  # noqa: PLC0415
     from bnfold.report import FileInfo  # noqa: PLC0415
 
-    source = FileInfo(model, None, "module", code.nbytes)
+    source = Path(model) if kind_of(model) is ModelKind.STATE else FileInfo(model, None, "module", code.nbytes)
 
     if options.suffix in (".pt2", ".onnx"):
         program = _exported(code)

@@ -19,6 +19,11 @@ class ModelKind(StrEnum):
     CODE = "module"
     STATE = "state"
 
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a module, to be called with something; that of a file is pickled, or else there is none."""
+        return self in (ModelKind.CODE, ModelKind.STATE)
+
 
 def kind_of(model: str) -> ModelKind:
     """Tells what a word of the command line names; what cannot be told is an ONNX file, which loading will deny."""
@@ -34,13 +39,13 @@ def kind_of(model: str) -> ModelKind:
 
 @dataclass(frozen=True, slots=True)
 class CodeOptions:
-    """The options that belong to a package.module:factory, as they were typed.
+    """The options that belong to a module, as they were typed.
 
     Attributes:
         weights: A file of weights.
         arguments: Keyword arguments for the factory, as JSON.
         dynamic: Texts such as "image:0=batch".
-        trust_pickle: Whether the file of weights may run code.
+        trust_pickle: Whether a file of torch.save may run code.
     """
 
     weights: Path | None = None

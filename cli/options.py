@@ -72,7 +72,7 @@ Tf32 = Annotated[
     ),
 ]
 
-CODE_PANEL = "package.module:factory"
+CODE_PANEL = "Modules (package.module:factory)"
 
 Weights = Annotated[
     Path | None,
@@ -106,7 +106,8 @@ TrustPickle = Annotated[
     bool,
     typer.Option(
         "--trust-pickle",
-        help="Unpickle --weights even if that runs code from it. Only for files that you trust.",
+        help="Unpickle --weights, or IN if it is a module that was saved whole, even if that runs code from the file."
+        " Only for files that you trust.",
         rich_help_panel=CODE_PANEL,
     ),
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
 
-from .code import Code, build, no_code
+from .code import Code, build
 from .compare import Verification
 from .models import CodeOptions, ModelKind, kind_of
 
@@ -36,7 +36,7 @@ def pair_of(original: str, folded: str, code_options: CodeOptions, inputs: Verif
 
     Args:
         original: A file, or package.module:factory.
-        folded: Likewise; or, where the original is code, the state dict that `bnfold fold` wrote for it.
+        folded: Likewise; or, where the original is a module, the state dict that `bnfold fold` wrote for it.
         code_options: Weights and arguments of the original's code.
         inputs: Shapes, data and value ranges.
 
@@ -46,10 +46,7 @@ def pair_of(original: str, folded: str, code_options: CodeOptions, inputs: Verif
         UnsafeModelError: The weights would have to be unpickled.
         UnsupportedModelError: A module is of a kind that cannot be folded.
     """
-    kind = kind_of(original)
-    if kind is ModelKind.STATE:
-        raise no_code(original, trust_pickle=code_options.trust_pickle)
-    if kind is not ModelKind.CODE:
+    if not kind_of(original).is_module:
         code_options.require_unused(original)
         if kind_of(folded) is ModelKind.STATE:
             raise UsageError(f"{folded} is a state dict, which can only be compared with the code that it is for")
@@ -74,14 +71,19 @@ def _other(model: str, code_options: CodeOptions) -> "torch.nn.Module | Path":
 
 
 def _with_state(code: Code, path: Path, *, trust_pickle: bool) -> "torch.nn.Module":
-    """The module of A, folded where the state dict says so, with that state dict in it."""
+    """The module of a pickle, or that of A, folded where the state dict in the file says so, with that in it."""
     import glob  # noqa: PLC0415
 
     import bnfold  # noqa: PLC0415
     from bnfold.graph import Kind  # noqa: PLC0415
+    from bnfold.torch.pickled import find_module  # noqa: PLC0415
     from bnfold.torch.state_dict import load_weights, read_weights  # noqa: PLC0415
+    from bnfold.torch.wrappers import unwrap  # noqa: PLC0415
 
     state = read_weights(path, trust_pickle=trust_pickle)
+    pickled = find_module(state)
+    if pickled is not None:
+        return unwrap(pickled).eval()
     names = set(state) if isinstance(state, dict) else set()
     plan = bnfold.inspect(code.module, code.call)
     kept = [

@@ -129,6 +129,11 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> object:
                 f"{path} holds more than tensors{_asked_for(error)}, and would run code when loaded.", hint=_PICKLE_HINT
             ) from error
         raise _damaged(path, "torch.save", error) from error
+    except (ImportError, AttributeError) as error:
+        raise ModelLoadError(
+            f"{path} needs code that cannot be imported: {' '.join(str(error).split())[:200]}.",
+            hint="It is looked for in the current folder, and where Python is installed.",
+        ) from error
     except Exception as error:  # a pickle can make the reader raise anything
         raise _damaged(path, "torch.save", error) from error
     return content

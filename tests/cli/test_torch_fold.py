@@ -1,10 +1,12 @@
 """`bnfold fold`, `inspect` and `verify` for PyTorch, as a user meets them."""
 
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
+nn = torch.nn
 
 import onnxruntime  # noqa: E402
 from bnfold.cli.main import main  # noqa: E402
@@ -476,3 +479,59 @@ def test_bench_measures_code_with_the_weights_that_were_folded_for_it(run):
 def test_bench_takes_weights_only_for_code(run, made):
     code, _, error = run("bench", made / "m.pt2", made / "m.pt2", "--weights", made / "w.safetensors")
     assert (code, error.startswith("error: --weights is for a package.module:factory")) == (2, True)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: {"epoch": 3, "ema": None, "model": module}])
+def test_a_module_that_was_pickled_whole(run, wrap):
+    shutil.copy("nets.py", "saved_nets.py")
+    sys.path.insert(0, ".")
+    torch.save(wrap(importlib.import_module("saved_nets").Net()), "whole.pt")
+    sys.path.remove(".")
+    del sys.modules["saved_nets"]
+    code, out, _ = run("fold", "whole.pt", "--trust-pickle", *IMAGE, "-o", "out.onnx", *QUICK)
+    assert code == 0
+    assert "pass: outputs match" in out
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load("out.onnx").graph.node}
+    assert run("fold", "whole.pt", "--trust-pickle", *IMAGE, "-o", "out.safetensors", *QUICK)[0] == 0
+    assert run("verify", "whole.pt", "out.safetensors", "--trust-pickle", *IMAGE, *QUICK)[0] == 0
+    assert run("verify", "whole.pt", "whole.pt", "--trust-pickle", *IMAGE, *QUICK)[0] == 0
+    assert run("inspect", "whole.pt", "--trust-pickle", *IMAGE)[0] == 0
+    del sys.modules["saved_nets"]
+
+
+def test_a_pickle_is_loaded_only_on_request_and_never_replaced(run):
+    Path("whole.pt").write_bytes(_pickle_of("nets", "Net"))
+    before = Path("whole.pt").read_bytes()
+    code, _, err = run("fold", "whole.pt", *IMAGE, "-o", "out.onnx")
+    assert code == 3
+    assert "--trust-pickle" in err
+    assert "nets" not in sys.modules
+    code, _, err = run("fold", "whole.pt", "--trust-pickle", *IMAGE, "-o", "whole.pt")
+    assert code == 5
+    assert "--force" in err
+    code, _, err = run("fold", "whole.pt", "--trust-pickle", "--kwargs", '{"width": 3}', *IMAGE, "-o", "out.onnx")
+    assert code == 2
+    assert "--kwargs is for a package.module:factory" in err
+    assert files() == ["whole.pt"]
+    assert Path("whole.pt").read_bytes() == before
+
+
+def test_a_pickle_without_its_code(run):
+    Path("whole.pt").write_bytes(_pickle_of("nobody", "Net"))
+    code, _, err = run("fold", "whole.pt", "--trust-pickle", *IMAGE, "-o", "out.onnx")
+    assert code == 3
+    assert "needs code that cannot be imported: No module named 'nobody'" in err
+    assert err.count("\n") == 1
+
+
+def _pickle_of(module, name):
+    """What torch.save writes of an object of a class that need not exist."""
+    buffer = io.BytesIO()
+    made = types.ModuleType(module)
+    setattr(made, name, type(name, (nn.Module,), {"__module__": module, "__qualname__": name}))
+    sys.modules[module] = made
+    try:
+        torch.save(getattr(made, name)(), buffer)
+    finally:
+        del sys.modules[module]
+    return buffer.getvalue()
