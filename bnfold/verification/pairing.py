@@ -33,12 +33,14 @@ class Pairing:
             is sure to be in it.
         own_tensors: Initializers of the folded graph that the original does not have, or has with other values.
         confirmed: Names in `partners` for which an unchanged reader, or an output of the graph, speaks.
+        matters: Whether any of `changed` leads to an output of the graph.
     """
 
     changed: tuple[onnx.NodeProto, ...]
     partners: Mapping[str, str]
     own_tensors: frozenset[str]
     confirmed: frozenset[str]
+    matters: bool
 
     def without(self, names: Iterable[str]) -> Pairing:
         """The same without some pairs, so that regions become longer."""
@@ -84,7 +86,8 @@ class _Matching:
                 if partner is not None:
                     self._partners[name] = partner
         confirmed = frozenset(name for name, said in self._claims.items() if said)
-        return Pairing(tuple(changed), self._partners, self._own_tensors, confirmed)
+        matters = _leads_to_output(self._folded, changed)
+        return Pairing(tuple(changed), self._partners, self._own_tensors, confirmed, matters)
 
     def _has_equal(self, node: onnx.NodeProto) -> bool:
         """Whether the original has this node, reading equal values and giving them the same names."""
@@ -143,6 +146,17 @@ class _Matching:
         for value in self._folded.output:
             claims[value.name].add(value.name)
         return claims
+
+
+def _leads_to_output(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> bool:
+    """Whether an output of a graph depends on any of some nodes of it."""
+    wanted = {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            wanted.update(name for attribute in node.attribute for name in _captured(attribute))
+    wanted.discard("")
+    return any(name in wanted for node in nodes for name in node.output)
 
 
 def _graphs(attribute: onnx.AttributeProto) -> Sequence[onnx.GraphProto]:

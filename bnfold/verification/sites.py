@@ -80,7 +80,7 @@ def _measure(built: SitesModel, original: OnnxModel, device: Device, feed: Mappi
     if not built.probes:
         return SitesOutcome(
             tuple(built.unreached),
-            unreached_note(built.unreached, lost=bool(built.pairing.changed and not built.probes)),
+            unreached_note(built.unreached, lost=built.pairing.matters and not built.probes),
         )
     model = built.model
     session = Session(model.proto.SerializeToString(), device, injected_values(model), in_order=True)
@@ -90,7 +90,7 @@ def _measure(built: SitesModel, original: OnnxModel, device: Device, feed: Mappi
     names = [value.name for value in original.proto.graph.output]
     return SitesOutcome(
         (*measured, *built.unreached),
-        unreached_note(built.unreached, lost=bool(built.pairing.changed and not built.probes)),
+        unreached_note(built.unreached, lost=built.pairing.matters and not built.probes),
         {name: results[name] for name in names},
     )
 

@@ -429,3 +429,15 @@ def test_numbers_that_are_not_finite():
     assert judged([0.0], difference=math.nan).verdict is Verdict.FAIL
     assert judged([0.0], difference=0.0, signal=0.0).rel_l2 == 0.0
     assert judged([]).verdict is Verdict.SKIPPED
+
+
+# --- what nothing reads ----------------------------------------------------------------------------------------
+
+
+def test_a_change_that_leads_to_no_output_is_none_of_ours():
+    first = graph("g (float[1,2] x) => (float[1,2] y) { y = Relu (x) a = MatMul (x, w) }", w=np.eye(2))
+    second = graph("g (float[1,2] x) => (float[1,2] y) { y = Relu (x) b = MatMul (x, w) }", w=2 * np.eye(2))
+    outcome = gate(first, second)
+    assert (outcome.sites, outcome.note) == ((), "")
+    through = graph("g (float[1,2] x) => (float[1,2] y) { b = MatMul (x, w) y = Relu (b) }", w=2 * np.eye(2))
+    assert [site.verdict for site in gate(first, through).sites] == [Verdict.FAIL]

@@ -1,10 +1,10 @@
 """Correct folds of PyTorch networks pass in every dtype; planted faults are caught, and the layer is named."""
 
-import copy
 from functools import cache
 
 import pytest
 import torch
+import torch_mutations as mutations
 import torch_networks as networks
 
 import bnfold
@@ -66,12 +66,7 @@ def test_faults_in_a_layer_are_caught_and_the_layer_is_named(name, plant):
 
 
 def assert_named(report, layer):
-    assert report.verdict is Verdict.FAIL
-    failed = [site for site in report.sites if site.verdict is Verdict.FAIL]
-    assert failed
-    assert all(layer in site.nodes or any(layer in node for node in site.nodes) for site in failed), failed
-    assert report.reason.startswith(f"'{layer}")
-    assert failed[0].ratio > SITE_LIMIT
+    assert mutations.names_the_layer(report, layer), report.summary_line()
 
 
 def test_a_small_fault_is_seen_by_the_sites_alone():
@@ -125,39 +120,16 @@ def test_other_layers_that_differ_leave_the_outputs_to_decide():
 
 # --- real networks ---
 
-ZOO_NAMES = ("resnet", "mobilenet_v2", "mobilevit", "levit")
-
-
-@cache
-def zoo_network(name):
-    import zoo  # transformers take ten seconds to import
-
-    return next(entry for entry in zoo.ZOO if entry.name == name).build()
-
-
-def a_folded_pair(module, inputs):
-    """A batch norm that went into one layer, in the middle of the network, and that layer."""
-    folds = bnfold.fold(module, inputs).plan.folds
-    modules = dict(module.named_modules())
-    found = [
-        (fold.nodes[0], fold.targets[0])
-        for fold in folds
-        if fold.direction == "backward" and len(fold.targets) == 1 and {fold.nodes[0], fold.targets[0]} <= {*modules}
-    ]
-    return found[len(found) // 2]
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", networks.DTYPES)
-@pytest.mark.parametrize("name", ZOO_NAMES)
+@pytest.mark.parametrize("name", mutations.ZOO_NAMES)
 def test_correct_folds_of_real_networks_pass(name, dtype):
-    if name == "levit" and dtype != "float32":
+    if name in mutations.FLOAT32_ONLY and dtype != "float32":
         pytest.skip("this network computes in float32 whatever its weights are")
-    module, inputs = zoo_network(name)
-    module = copy.deepcopy(module).to(networks.DTYPES[dtype])
-    inputs = tuple(value.to(networks.DTYPES[dtype]) if value.is_floating_point() else value for value in inputs)
-    result = bnfold.fold(module, inputs)
-    report = bnfold.verify(module, result.model, example_inputs=inputs, device="cpu", samples=1)
+    subject = mutations.real(name).in_dtype(networks.DTYPES[dtype])
+    result = bnfold.fold(subject.module, subject.inputs)
+    report = subject.verify(result.model)
     assert {site.verdict for site in report.sites} == {Verdict.PASS}, report.summary_line()
     assert len(report.sites) >= result.plan.batch_norms_folded // 2
     # With eight bits of mantissa, rounding alone may be a tenth of what a deep network gives.
@@ -166,16 +138,9 @@ def test_correct_folds_of_real_networks_pass(name, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ZOO_NAMES)
+@pytest.mark.parametrize("name", mutations.ZOO_NAMES)
 def test_faults_in_real_networks_are_caught_and_the_layer_is_named(name):
-    module, inputs = zoo_network(name)
-    norm, layer = a_folded_pair(module, inputs)
-    for fault in networks.FAULTS.values():
-        wrong = copy.deepcopy(module)
-        networks.change_batch_norm(wrong.get_submodule(norm), fault)
-        folded = bnfold.fold(wrong, inputs).model
-        assert_named(bnfold.verify(module, folded, example_inputs=inputs, device="cpu", samples=1), layer)
-    for plant in (networks.plant_in_bias, networks.plant_in_weight):
-        folded = bnfold.fold(module, inputs).model
-        plant(folded, layer)
-        assert_named(bnfold.verify(module, folded, example_inputs=inputs, device="cpu", samples=1), layer)
+    subject = mutations.real(name)
+    for fault, wrong in subject.faults():
+        report = subject.verify(wrong)
+        assert mutations.names_the_layer(report, subject.layer), (fault, report.summary_line())
