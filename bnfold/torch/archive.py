@@ -53,7 +53,7 @@ def check_archive(file: IO[bytes], path: Path) -> None:
     file.seek(0)
     try:
         reader = torch._C.PyTorchFileReader(file)
-        sizes = {name: reader.get_record_size(name) for name in reader.get_all_records()}
+        sizes = {name: _size(reader, name) for name in reader.get_all_records()}
     except RuntimeError as error:
         raise _damaged(path, error) from error
     file.seek(0, io.SEEK_END)
@@ -70,6 +70,13 @@ def check_archive(file: IO[bytes], path: Path) -> None:
     except RuntimeError as error:
         raise _damaged(path, error) from error
     file.seek(0)
+
+
+def _size(reader: "torch._C.PyTorchFileReader", name: str) -> int:
+    """The size of an entry in bytes, as torch sees it; before torch 2.13 only reading it tells."""
+    if hasattr(reader, "get_record_size"):
+        return reader.get_record_size(name)
+    return len(reader.get_record(name))
 
 
 def _check_zip(file: IO[bytes], path: Path) -> None:
@@ -115,7 +122,7 @@ def _document(reader: torch._C.PyTorchFileReader, name: str, path: Path) -> dict
 
 
 def _check_payloads(document: Mapping[str, object], folder: str, sizes: Mapping[str, int], path: Path) -> None:
-    """Require that each tensor is plain bytes, and as many as its shape says."""
+    """Require that each tensor is plain bytes, and that there are some."""
     payloads = document.get("config")
     for name, payload in payloads.items() if isinstance(payloads, dict) else [("config", None)]:
         if not isinstance(payload, dict):

@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
 from bnfold.errors import BnfoldError, ModelLoadError, UnsafeModelError, UnsupportedModelError  # noqa: E402
+from bnfold.torch.archive import check_archive  # noqa: E402
 from bnfold.torch.load import load_program  # noqa: E402
 
 MODEL = "models/model.json"
@@ -86,6 +87,22 @@ def test_a_program_loads_and_runs(archive, program):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert loaded.range_constraints
+
+
+def test_readers_without_sizes(archive, tmp_path, monkeypatch):
+    """Those of torch before 2.13."""
+
+    class Reader(torch._C.PyTorchFileReader):
+        @property
+        def get_record_size(self):
+            raise AttributeError
+
+    monkeypatch.setattr("bnfold.torch.archive.torch._C.PyTorchFileReader", Reader)
+    with archive.open("rb") as file:
+        check_archive(file, archive)
+    empty = write(tmp_path / "empty.pt2", {**records(archive), "data/weights/weight_0": b""})
+    with empty.open("rb") as file, pytest.raises(ModelLoadError, match="no values"):
+        check_archive(file, empty)
 
 
 def test_programs_of_many_kinds_pass(tmp_path):

@@ -219,6 +219,13 @@ def test_one_model_in_training_mode_is_a_mistake(given, folded):
         cpu(training, folded, example_inputs=given.inputs)
 
 
+def test_the_module_of_a_program_is_not_in_training_mode(given, folded):
+    """It says that it is, and refuses `eval`."""
+    made = export(given, folded).module()
+    assert made.training
+    assert cpu(given.module, made, example_inputs=given.inputs).verdict is Verdict.PASS
+
+
 # --- inputs ---
 
 
