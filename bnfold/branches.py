@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bnfold.affine import Affine
 from bnfold.graph import AffineNode, Along, MapNode, Node, Op, OpNode, Stop, StopCode, Value
 from bnfold.joining import chain
-from bnfold.kernels import Kernel, of_map, of_pool
+from bnfold.kernels import Kernel, of_affine, of_map, of_pool
 from bnfold.route import seen_by_others
 from bnfold.sums import Leaf
 from bnfold.tensors import Tensors
@@ -62,6 +62,7 @@ class Branches:
         reader: Node = leaf.node
         path: tuple[Node, ...] = ()
         kernel: Kernel | None = None
+        affine: Affine | None = None
         length = 0
         while length < _LONGEST:
             root = self._tensors.root(value)
@@ -76,16 +77,22 @@ class Branches:
             value, reader, path = producer.inputs[0], producer, (producer, *path)
             if is_identity(producer):
                 continue
-            length += 1
             if isinstance(producer, AffineNode):
-                if kernel is None:
-                    terms.append(Term(leaf, self._origin(value), path, self._affines[producer]))
-                return terms
+                if kernel is not None or affine is not None:
+                    return terms
+                affine = self._affines[producer]
+                terms.append(Term(leaf, self._origin(value), path, affine))
+                continue
+            length += 1
             step = self.kernel(producer)
             if step is None:
                 reason = f"the padding of {producer.op_type} '{producer.name}' depends on the size of its input"
                 blocked.setdefault(self._origin(value), Stop(StopCode.PADDING, reason))
                 return terms
+            if affine is not None:  # behind a pool that counts zeros, or it would have been absorbed
+                kernel, affine = of_affine(affine, step), None
+                if kernel is None:
+                    return terms
             joined = step if kernel is None else chain(step, kernel)
             if isinstance(joined, Stop):
                 return terms

@@ -1,6 +1,6 @@
 """Parallel branches of one value that add up to one map.
 
-    Σ ± branch_i(x) = kernel(x)        branch_i: a map, an affine, x itself, an average pool, or two maps in a row
+    Σ ± branch_i(x) = kernel(x)    branch_i: a map, an affine, x itself, an average pool (and an affine), two in a row
 
 The Adds, Subs and Sums that belong together are taken as one sum. Its terms are read backward: each is something of the
 value before it, and of the value before that. Terms of one value are put together, the costliest first, wherever the
@@ -138,7 +138,7 @@ class Merging:
         # One that need not change its window comes first, and of these one that is a single node.
         for carrier in sorted(terms, key=lambda term: (kernels[term].axes != kernel.axes, len(term.path))):
             target = next((node for node in carrier.path if not is_identity(node)), None)
-            if not isinstance(target, MapNode):
+            if not isinstance(target, MapNode) or any(isinstance(node, AffineNode) for node in carrier.path):
                 continue
             rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
             if isinstance(rewired, Stop):

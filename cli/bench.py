@@ -35,7 +35,7 @@ def bench(
         typer.Option(
             metavar="SIZES",
             help="Batch sizes such as 1,8,32, a line of the table each, where the first dimension of the inputs is"
-            " open. They take the place of the first size in --input.",
+            " open, as that of code always is. They take the place of the first size in --input.",
         ),
     ] = "",
     device: Annotated[

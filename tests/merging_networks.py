@@ -62,20 +62,22 @@ class MobileOne(nn.Module):
 
 # Wang et al., "RepViT: Revisiting Mobile CNN From ViT Perspective", 2024, figure 3: one BN behind three branches.
 class RepVit(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, excite: nn.Module | None = None) -> None:
         super().__init__()
         self.dense = conv_bn(channels, channels, 3, groups=channels)
         self.pointwise = nn.Conv2d(channels, channels, 1, groups=channels)
         self.norm = nn.BatchNorm2d(channels)
+        self.excite = nn.Identity() if excite is None else excite
         self.expand = conv_bn(channels, 2 * channels, 1)
         self.project = conv_bn(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm((self.dense(x) + self.pointwise(x)) + x)
+        x = self.excite(self.norm((self.dense(x) + self.pointwise(x)) + x))
         return x + self.project(nn.functional.gelu(self.expand(x)))
 
     def deployed(self) -> nn.Module:
-        return nn.Sequential(biased(self.dense[0]), Residual(biased(self.expand[0]), biased(self.project[0])))
+        mixer = Residual(biased(self.expand[0]), biased(self.project[0]))
+        return nn.Sequential(biased(self.dense[0]), self.excite, mixer)
 
 
 class Residual(nn.Module):
@@ -87,6 +89,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.project(nn.functional.gelu(self.expand(x)))
+
+    def deployed(self) -> nn.Module:
+        return Residual(deployed(self.expand), deployed(self.project))
 
 
 # Vasu et al., "FastViT: A Fast Hybrid Vision Transformer using Structural Reparameterization", 2023, section 3.2.
@@ -147,8 +152,14 @@ class AcNet(nn.Module):
             nn.Conv2d(inputs, outputs, (1, 3), stride, (0, 1), bias=False), nn.BatchNorm2d(outputs)
         )
 
+    def branches(self, x: Tensor) -> Tensor:
+        return self.square(x) + self.tall(x) + self.wide(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.square(x) + self.tall(x) + self.wide(x))
+        return torch.relu(self.branches(x))
+
+    def deployed(self) -> nn.Module:
+        return nn.Sequential(biased(self.square[0]), nn.ReLU())
 
 
 # Ding et al., "Diverse Branch Block: Building a Convolution as an Inception-like Unit", 2021, figure 2. The 1x1
@@ -165,8 +176,14 @@ class DiverseBranch(nn.Module):
             conv_bn(inputs, outputs, 1, padding=1), nn.AvgPool2d(3, stride), nn.BatchNorm2d(outputs)
         )
 
+    def branches(self, x: Tensor) -> Tensor:
+        return self.dense(x) + self.pointwise(x) + self.pair(x) + self.pool(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.dense(x) + self.pointwise(x) + self.pair(x) + self.pool(x))
+        return torch.relu(self.branches(x))
+
+    def deployed(self) -> nn.Module:
+        return nn.Sequential(biased(self.dense[0]), nn.ReLU())
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -221,59 +238,6 @@ def dbb() -> nn.Module:
 
 
 NETWORKS = {function.__name__: function for function in (repvgg, mobileone, repvit, fastvit, acnet, dbb)}
-
-
-def repvgg_a0() -> nn.Module:
-    blocks, inputs = [RepVgg(3, 48, 2)], 48
-    for width, depth in ((48, 2), (96, 4), (192, 14), (1280, 1)):
-        blocks += [RepVgg(inputs if index == 0 else width, width, 2 if index == 0 else 1) for index in range(depth)]
-        inputs = width
-    return nn.Sequential(*blocks)
-
-
-def mobileone_s0() -> nn.Module:
-    blocks, inputs = [MobileOne(3, 48, 3, branches=4, stride=2)], 48
-    for width, depth, stride in ((48, 2, 2), (128, 8, 2), (256, 5, 2), (256, 5, 1), (1024, 1, 2)):
-        for index in range(depth):
-            step = stride if index == 0 else 1
-            blocks.append(MobileOne(inputs, inputs, 3, branches=4, groups=inputs, stride=step))
-            blocks.append(MobileOne(inputs, width, 1, branches=4))
-            inputs = width
-    return nn.Sequential(*blocks)
-
-
-def repvit_m09() -> nn.Module:
-    blocks = [conv_bn(3, 24, 3, stride=2), nn.GELU(), conv_bn(24, 48, 3, stride=2)]
-    inputs = 48
-    for width, depth in ((48, 3), (96, 3), (192, 15), (384, 2)):
-        if width != inputs:
-            blocks += [RepVit(inputs), conv_bn(inputs, inputs, 3, stride=2, groups=inputs), conv_bn(inputs, width, 1)]
-        blocks += [RepVit(width) for _ in range(depth)]
-        inputs = width
-    return nn.Sequential(*blocks)
-
-
-def fastvit_t8() -> nn.Module:
-    blocks = [
-        MobileOne(3, 48, 3, branches=1, stride=2),
-        MobileOne(48, 48, 3, branches=1, groups=48, stride=2),
-        MobileOne(48, 48, 1, branches=1),
-    ]
-    inputs = 48
-    for width, depth in ((48, 2), (96, 2), (192, 4), (384, 2)):
-        if width != inputs:
-            blocks += [LargeKernel(inputs, width), MobileOne(width, width, 1, branches=1)]
-        blocks += [FastVit(width) for _ in range(depth)]
-        inputs = width
-    return nn.Sequential(*blocks)
-
-
-FULL_SIZE = {
-    "RepVGG-A0": repvgg_a0,
-    "MobileOne-S0": mobileone_s0,
-    "RepViT-M0.9": repvit_m09,
-    "FastViT-T8": fastvit_t8,
-}
 
 
 def deployed(module: nn.Module) -> nn.Module:

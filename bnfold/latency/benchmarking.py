@@ -60,7 +60,8 @@ def benchmark(
         inputs: One sample of real data: arrays by name, or, for torch, what the model is called with; a
             torch.nn.Module needs it. What is left out is made up.
         device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or "tensorrt"; only "auto" falls back.
-        batch: Batch sizes to measure, where inputs have an open first dimension; empty for the inputs as they are.
+        batch: Batch sizes to measure, where inputs have an open first dimension; empty for the inputs as they are. A
+            torch.nn.Module gets the rows of its inputs, which have to be equally many, as often as it takes.
         threads: Threads within an operator on the CPU; None for the runtime's choice.
         seconds: Time for each model and batch size, warm-up included; slow models take at least 8 calls.
         seed: Seed of the inputs that are made up.

@@ -88,10 +88,14 @@ class Ratio:
     @staticmethod
     def of(rounds: Sequence[Round]) -> Ratio:
         """Describe at least one round."""
-        ratios = tuple(median(each.original_s) / median(each.folded_s) for each in rounds)
+        return Ratio.of_ratios([median(each.original_s) / median(each.folded_s) for each in rounds])
+
+    @staticmethod
+    def of_ratios(ratios: Sequence[float]) -> Ratio:
+        """Describe at least one ratio, such as those of all rounds of several measurements."""
         ordered = sorted(ratios)
         rank, confidence = _sign_interval(len(ordered))
-        return Ratio(median(ordered), ordered[rank - 1], ordered[-rank], confidence, ratios)
+        return Ratio(median(ordered), ordered[rank - 1], ordered[-rank], confidence, tuple(ratios))
 
 
 def _sign_interval(number: int) -> tuple[int, float]:

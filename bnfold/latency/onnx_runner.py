@@ -13,6 +13,12 @@ So left alone, the figures are off by a factor of up to 2, and not by the same f
 `session.force_spinning_stop` the threads stop when a run ends. That costs a wake-up of about 0.02 ms a call, which
 shows in models of a tenth of a millisecond only; not spinning at all (`session.intra_op.allow_spinning=0`) costs it
 between the operators as well: 0.14 ms for the sample.
+
+What is left are calls that lost a processor to another program, with every thread of the operator waiting for one.
+With four times as many programs at work as there are processors, up to 4 % of the calls of four pairs of equal models
+took more than twice the median, the longest 131 times as long; the ratios were 0.992 to 0.999. A median of a block does
+not see them, nor, where a block is one call, does the median over the rounds. What neither removes is a session that is
+slower than its twin for as long as it lives: see `bnfold.latency.figures`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`bnfold bench` on a terminal: a table of figures, not of promises; one JSON document; errors in one sentence."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,77 @@ def test_batch_sizes_that_are_none():
 )
 def test_durations(seconds, text):
     assert bench._duration(seconds) == text
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, image, weights=None):
+        y = self.bn(self.conv(image))
+        return y if weights is None else y * weights.reshape(-1, 1, 1, 1)
+
+
+class Fixed(nn.Module):
+    def forward(self, image):
+        return image.reshape(2, -1).sum(1)
+"""
+
+
+@pytest.fixture
+def code(monkeypatch, tmp_path):
+    """A folder with a module of code, from which commands are run."""
+    (tmp_path / "bench_nets.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("bench_nets", None)
+
+
+def shapes(result):
+    """The shape of each input at each batch size."""
+    assert result.exit_code == 0, result.exception
+    comparisons = json.loads(result.stdout)["comparisons"]
+    return [tuple(tuple(entry["shape"]) for entry in comparison["inputs"]) for comparison in comparisons]
+
+
+@pytest.mark.usefixtures("code")
+def test_code_at_several_batch_sizes(tmp_path):
+    words = ("bench_nets:Net", "bench_nets:Net", "--batch", "1,3", "--json")
+    assert shapes(short(*words, "--input", "1,3,8,8")) == [((1, 3, 8, 8),), ((3, 3, 8, 8),)]
+    both = ("--input", "image:2,3,8,8", "--input", "weights:2")
+    assert shapes(short(*words, *both)) == [((1, 3, 8, 8), (1,)), ((3, 3, 8, 8), (3,))]
+    np.savez(tmp_path / "data.npz", image=np.ones((2, 3, 8, 8), np.float32))
+    assert shapes(short(*words, "--inputs", "data.npz")) == [((1, 3, 8, 8),), ((3, 3, 8, 8),)]
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("bench_nets:Net", "--input", "image:2,3,8,8", "--input", "weights:1"), "do not agree about the batch"),
+        (("bench_nets:Fixed", "--input", "2,3,1,1"), "the original model does not run with batch 3: "),
+    ],
+)
+def test_batch_sizes_that_code_does_not_take(words, message):
+    result = short(words[0], *words, "--batch", "3")
+    assert result.stdout == ""
+    assert message in str(result.exception)
+    assert result.exception.exit_code == 2
+
+
+def test_programs_at_several_batch_sizes(tmp_path):
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    inputs, path = (torch.zeros(2, 3, 8, 8),), tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(module, inputs, dynamic_shapes=({0: torch.export.Dim("n")},)), path)
+    assert shapes(short(path, path, "--batch", "1,3", "--json")) == [((1, 3, 8, 8),), ((3, 3, 8, 8),)]
+    torch.export.save(torch.export.export(module, inputs), path)
+    assert "the batch size is fixed" in str(short(path, path, "--batch", "1").exception)

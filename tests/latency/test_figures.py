@@ -74,3 +74,10 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says():
 )
 def test_noise_is_told_from_a_difference(ratios, within_noise):
     assert Ratio.of(rounds_with(ratios)).within_noise is within_noise
+
+
+def test_the_rounds_of_several_measurements_are_put_together():
+    first, second = Ratio.of(rounds_with([1.0, 3.0, 5.0])), Ratio.of(rounds_with([2.0, 4.0, 6.0]))
+    both = Ratio.of_ratios([*first.rounds, *second.rounds])
+    assert (both.median, both.low, both.high, both.confidence) == (3.5, 1.0, 6.0, 0.96875)
+    assert both.rounds == (1.0, 3.0, 5.0, 2.0, 4.0, 6.0)

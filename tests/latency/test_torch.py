@@ -103,13 +103,76 @@ def test_a_module_without_inputs_is_refused():
         benchmark(net(), net())
 
 
-def test_a_batch_that_nothing_declares_is_refused():
-    with pytest.raises(UsageError, match="is a module, which does not say"):
-        benchmark(net(), net(), inputs=(torch.zeros(1, 3, 8, 8),), batch=(1, 2))
+def test_a_module_takes_any_batch():
+    one, seen = net(), []
+    one.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    timing = benchmark(one, net(), inputs=((x,), {"factor": 4}), batch=(1, 5))
+    assert [comparison.inputs[0].shape for comparison in timing.comparisons] == [(1, 3, 8, 8), (5, 3, 8, 8)]
+    assert [comparison.batch for comparison in timing.comparisons] == [1, 5]
+    assert torch.equal(seen[0], x[:1])
+    five = seen[-1]
+    assert torch.equal(five, torch.cat([x, x, x[:1]]))
+    assert five.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_module_and_a_program_with_an_open_batch():
+    timing = benchmark(net(), program(), inputs=((torch.zeros(1, 3, 8, 8),), {"factor": 3}), batch=(1, 4))
+    assert [comparison.inputs[0].shape[0] for comparison in timing.comparisons] == [1, 4]
+    inputs = ((torch.zeros(2, 3, 8, 8),), {"factor": 3})
+    with pytest.raises(UsageError, match="the folded model does not run with batch 4: "):
+        benchmark(net(), program(dynamic=False), inputs=inputs, batch=(2, 4))
+
+
+class Scaled(nn.Module):
+    """Two inputs, of which the second is a number for each image, or one for all."""
+
+    def forward(self, x, scale):
+        return x * scale.reshape(-1, 1)
+
+
+def test_inputs_that_disagree_about_the_batch_are_refused():
+    one, x = Scaled().eval(), torch.ones(4, 3)
+    assert len(benchmark(one, one, inputs=(x, torch.ones(4)), batch=(3,)).comparisons) == 1
+    assert len(benchmark(one, one, inputs=(x, torch.tensor(2.0)), batch=(3,)).comparisons) == 1
+    with pytest.raises(UsageError, match="do not agree about the batch: in its first dimension 'x' has 4 and 'scale'"):
+        benchmark(one, one, inputs=(x, torch.ones(1)), batch=(3,))
+
+
+def test_inputs_without_rows_are_refused():
+    one = nn.Identity().eval()
+    for inputs in ((torch.tensor(1.0),), (torch.zeros(0, 3),)):
+        with pytest.raises(UsageError, match="the original model has no input with rows"):
+            benchmark(one, one, inputs=inputs, batch=(3,))
+
+
+def test_a_module_that_fails_at_another_batch_is_refused():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(2, -1) @ torch.ones(12, 1)
+
+    one, x = Fixed().eval(), torch.ones(2, 3, 4)
+    assert len(benchmark(one, one, inputs=(x,), batch=(2,)).comparisons) == 1
+    with pytest.raises(UsageError, match=r"the original model does not run with batch 3: \S") as error:
+        benchmark(one, one, inputs=(x,), batch=(3,))
+    assert error.value.exit_code == 2
+
+
+def test_a_program_of_a_fixed_batch_is_refused():
     with pytest.raises(UsageError, match=r"the batch size is fixed: .*'x' \(2, 3, 8, 8\)"):
         benchmark(program(dynamic=False), program(dynamic=False), batch=(1,))
     with pytest.raises(UsageError, match="the data given for input 'x' already has a batch size"):
         benchmark(program(), program(), inputs={"x": np.ones((3, 3, 8, 8), np.float32)}, batch=(1,))
+
+
+def test_the_module_of_a_program_is_not_in_training_mode():
+    """It says that it is, and refuses `eval`."""
+    made = program().module()
+    assert made.training
+    inputs = ((torch.zeros(2, 3, 8, 8),), {"factor": 3})
+    assert len(benchmark(net(), made, inputs=inputs, batch=(2, 3)).comparisons) == 2
+    with pytest.raises(UsageError, match="the original model is in training mode"):
+        benchmark(torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()).train()), made, inputs=inputs)
 
 
 def test_several_samples_are_refused():

@@ -8,12 +8,15 @@ import onnx
 import pytest
 import torch
 from exporters import Variant, export_variant
-from merging_networks import NETWORKS, randomised
+from merging_as_written import BORDERED, WRITTEN
+from merging_full_size import FULL_SIZE
+from merging_networks import NETWORKS, deployed, randomised
 from onnx import helper, numpy_helper
 from onnx_fold import batch_norm, fold, parse, random, random_feeds
 from oracle import evaluate, relative_error, to_double
 
 import bnfold
+from bnfold.api import FoldResult
 from bnfold.graph import StopCode
 from bnfold.plan import MergeKind, Plan
 
@@ -30,6 +33,20 @@ FORMS = {
 exporters write in many ways, are not counted."""
 
 
+WRITTEN_FORMS = {
+    "yolo": {"Conv": 5},
+    "qarepvgg": {"Conv": 4},
+    "replknet": {"Conv": 7, "Add": 2},
+    "unireplknet": {"Conv": 3},
+    "pp_lcnet_v3": {"Conv": 4, "Mul": 3, "Add": 3},
+}
+"""The same of networks as they are written; what exporters write in many ways is not counted. The learnable affines
+behind the activations of pp_lcnet_v3 stay in its deployment form as well."""
+
+
+VARIANTS = [Variant.TORCHSCRIPT_FOLDED, pytest.param(Variant.DYNAMO_RAW, marks=pytest.mark.slow)]
+
+
 def apart(plan: Plan) -> list[str]:
     return [str(entry.code) for entry in plan.apart]
 
@@ -41,14 +58,13 @@ def graph(body: str, shape: str = IMAGE, result: str = "double[N, C, P, Q]") -> 
 def network(name: str, variant: Variant, folder: Path) -> onnx.ModelProto:
     path = folder / f"{name}.onnx"
     torch.manual_seed(0)
-    export_variant((randomised(NETWORKS[name]()), (torch.randn(2, 3, 20, 28),)), path, variant)
+    module = randomised({**NETWORKS, **WRITTEN, **BORDERED}[name]())
+    export_variant((module, (torch.randn(2, 3, 20, 28),)), path, variant)
     return onnx.load(path)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(
-    "variant", [Variant.TORCHSCRIPT_FOLDED, pytest.param(Variant.DYNAMO_RAW, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_training_form_becomes_the_deployment_form(name, variant, tmp_path):
     model = network(name, variant, tmp_path)
     double = to_double(model)
@@ -69,6 +85,59 @@ def test_a_training_form_becomes_the_deployment_form(name, variant, tmp_path):
         assert relative_error(evaluate(folded.model, feeds)[key], value) < 1e-10
     again = bnfold.fold(folded.model)
     assert not again.changed
+
+
+def fold_as_double(model: onnx.ModelProto) -> FoldResult[onnx.ModelProto]:
+    """The fold of a model in float64, with its outputs checked."""
+    double = to_double(model)
+    folded = bnfold.fold(double, leftover="keep")
+    onnx.checker.check_model(folded.model, full_check=True)
+    feeds = random_feeds(double, seed=3)
+    for key, value in evaluate(double, feeds).items():
+        assert relative_error(evaluate(folded.model, feeds)[key], value) < 1e-10
+    return folded
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_so_does_one_in_the_words_of_its_code(name, variant, tmp_path):
+    folded = fold_as_double(network(name, variant, tmp_path))
+    assert folded.plan.batch_norms_left == 0
+    assert folded.plan.batch_norms > 0
+    for op, count in {"AveragePool": 0, "Sub": 0, **WRITTEN_FORMS[name]}.items():
+        assert folded.ops_after.get(op, 0) == count
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_borders_that_are_written_into_slices_stay(variant, tmp_path):
+    """What has no such border is merged: in a dense block two convolutions, in a depthwise one the pool."""
+    dense = fold_as_double(network("dbb_dense", variant, tmp_path))
+    assert [str(left.code) for left in dense.plan.left] == ["no_rule", "no_rule"]
+    assert all("no exact rule moves an affine past ScatterND" in left.reason for left in dense.plan.left)
+    assert (dense.plan.batch_norms, dense.plan.batch_norms_left) == (12, 2)
+    assert {op: dense.ops_after[op] for op in ("Conv", "AveragePool", "Pad")} == {
+        "Conv": 1 + 2 * (1 + 1 + 2),  # the stem; the branches of x, the pool's 1x1, and the pair
+        "AveragePool": 2,
+        "Pad": 4,
+    }
+    depthwise = fold_as_double(network("dbb_depthwise", variant, tmp_path))
+    assert (depthwise.plan.batch_norms, depthwise.plan.batch_norms_left) == (8, 0)
+    assert depthwise.ops_after["Conv"] == 1 + 2 * (1 + 2)
+    assert "AveragePool" not in depthwise.ops_after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_network_of_full_size_has_the_nodes_of_its_paper(name, tmp_path):
+    torch.manual_seed(0)
+    images = (torch.randn(1, 3, 64, 64),)
+    nodes = []
+    for module in (randomised(FULL_SIZE[name]()), deployed(FULL_SIZE[name]()).eval()):
+        export_variant((module, images), tmp_path / "model.onnx", Variant.TORCHSCRIPT_FOLDED)
+        model = onnx.load(tmp_path / "model.onnx")
+        nodes.append([node.op_type for node in bnfold.fold(model).model.graph.node])
+        assert ("BatchNormalization" in [node.op_type for node in model.graph.node]) == (len(nodes) == 1)
+    assert nodes[0] == nodes[1]
 
 
 def test_without_merging_the_branches_stay(tmp_path):
@@ -210,6 +279,39 @@ def test_branches_become_one_map(case):
     for merge in folded.plan.merges:
         assert merge.multiply_adds <= merge.multiply_adds_before
         assert merge.branches > 1 or merge.kind is MergeKind.CHAIN
+
+
+POOL = "AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1>"
+
+
+@pytest.mark.parametrize("sum_", ["Add (a, n)", "Sub (n, a)"])
+def test_a_batch_norm_behind_a_pool_that_counts_zeros(sum_):
+    """Its shift cannot go back, but all of it is a kernel of what the pool reads."""
+    body = f"a = Conv <pads = [1, 1, 1, 1]> (x, w3)  p = {POOL} (x)"
+    body += f" n = BatchNormalization (p, bn_g, bn_b, bn_m, bn_v)  y = {sum_}"
+    folded = fold(parse(graph(body), w3=random(4, 4, 3, 3), **batch_norm(4)), merge=True)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv"]
+    (merge,) = folded.plan.merges
+    assert merge.nodes == ("AveragePool(p)", "BatchNormalization(n)")
+    assert (merge.kernels, merge.batch_norms) == (((3, 3), (3, 3)), 1)
+    assert merge.multiply_adds_before == 4 * 4 * 9 + 4 * 9 + 4
+    assert (folded.plan.batch_norms, folded.plan.batch_norms_left) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("branch", "reason"),
+    [
+        (f"p = {POOL} (x)", "no map among them could stand for all of them"),  # a convolution is not made
+        (f"d = Conv <group = 4> (x, wd)  p = {POOL} (d)", "no map among them could stand for all of them"),
+    ],
+)
+def test_it_stays_where_no_convolution_could_take_it(branch, reason):
+    body = f"{branch}  n = BatchNormalization (p, bn_g, bn_b, bn_m, bn_v)  y = Add (x, n)"
+    constants = {"wd": random(4, 1, 1, 1)} if "wd" in branch else {}
+    folded = fold(parse(graph(body), **constants, **batch_norm(4)), merge=True)
+    assert folded.plan.batch_norms_left == 1
+    assert [entry.reason for entry in folded.plan.apart] == [reason]
+    assert folded.count("AveragePool") == 1
 
 
 GUARDS = {

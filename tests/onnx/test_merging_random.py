@@ -55,7 +55,10 @@ class _Writer:
         half = [size // 2 for size in kernel]
         pads = [*half, *half] if pads is None else pads
         y = self.node("Conv", *inputs, group=groups, pads=pads, strides=[stride, stride])
-        return self.norm(y) if self.draw(st.booleans()) else y
+        return self.maybe_norm(y)
+
+    def maybe_norm(self, x: str) -> str:
+        return self.norm(x) if self.draw(st.booleans()) else x
 
     def norm(self, x: str) -> str:
         prefix = f"n{len(self.constants)}"
@@ -81,15 +84,16 @@ class _Writer:
                 return self.conv(x, (1, 3), stride=stride)
             case "pool":
                 counts = self.draw(st.sampled_from([0, 1, 1]))
-                return self.node(
-                    "AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2, count_include_pad=counts
-                )
+                pool = {"pads": [1] * 4, "strides": [stride] * 2, "count_include_pad": counts}
+                return self.maybe_norm(self.node("AveragePool", x, kernel_shape=[3, 3], **pool))
             case "chain":
                 inner = self.conv(x, (1, 1), pads=[1] * 4)
                 return self.conv(inner, (3, 3), pads=[0] * 4, stride=stride)
             case "pooled":
-                inner = self.conv(x, (1, 1), pads=[1] * 4)
-                return self.node("AveragePool", inner, kernel_shape=[3, 3], strides=[stride] * 2)
+                first, second = self.draw(st.sampled_from([(1, 0), (0, 1)]))
+                inner = self.conv(x, (1, 1), pads=[first] * 4)
+                pool = {"pads": [second] * 4, "strides": [stride] * 2, "count_include_pad": 1}
+                return self.maybe_norm(self.node("AveragePool", inner, kernel_shape=[3, 3], **pool))
             case "norm":
                 return self.norm(x)
             case "relu":

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from merging_as_written import BORDERED, WRITTEN
 from torch import Tensor, nn
 from torch_programs import check_outputs, export, fold, fold_module, random_inputs, saved_and_loaded
 
@@ -41,6 +42,59 @@ def test_branches(decomposed: bool) -> None:
     assert set(folded.program.state_dict) == {"0.wide.weight", "0.wide.bias", "1.wide.weight", "1.wide.bias"}
     check_outputs(program, saved_and_loaded(folded.program), random_inputs((3, 4, 6, 6)))
     check_outputs(program, folded.program.run_decompositions(), inputs)
+
+
+FORMS = {
+    "yolo": {"Conv": 5},
+    "qarepvgg": {"Conv": 4},
+    "replknet": {"Conv": 7, "add": 2},
+    "unireplknet": {"Conv": 3},
+    "pp_lcnet_v3": {"Conv": 4, "mul": 3, "add": 3},
+}
+"""What is left of networks as they are written: the deployment form of their authors."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("yolo", "qarepvgg") else pytest.param(name, marks=pytest.mark.slow) for name in WRITTEN]
+)
+@pytest.mark.parametrize("decomposed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_networks_as_they_are_written(name: str, decomposed: bool) -> None:
+    inputs = random_inputs((2, 3, 20, 28))
+    program = export(WRITTEN[name](), inputs)
+    folded = fold(program.run_decompositions() if decomposed else program, inputs)
+    assert folded.plan.batch_norms > 0
+    assert folded.plan.batch_norms_left == 0
+    for op, count in {"AvgPool2d": 0, "sub": 0, **FORMS[name]}.items():
+        assert folded.count(op) == count
+
+
+@pytest.mark.parametrize(
+    ("decomposed", "code", "words"),
+    [
+        (False, "mutated", "is changed in place by 'copy_"),
+        pytest.param(True, "no_rule", "no exact rule moves an affine past slice_scatter", marks=pytest.mark.slow),
+    ],
+)
+def test_borders_that_are_written_into_slices_stay(decomposed: bool, code: str, words: str) -> None:
+    inputs = random_inputs((2, 3, 20, 28))
+    for name, left, convs in (("dbb_dense", 2, 1 + 2 * 4), ("dbb_depthwise", 0, 1 + 2 * 3)):
+        program = export(BORDERED[name](), inputs)
+        folded = fold(program.run_decompositions() if decomposed else program, inputs, leftover="keep")
+        assert folded.codes == [code] * left
+        assert all(words in entry.reason for entry in folded.plan.left)
+        assert folded.count("Conv") == convs
+
+
+@pytest.mark.slow
+def test_a_network_of_transformers() -> None:
+    """PP-LCNetV3: sums of up to six branches, each with a BN, and a learnable affine behind the sum."""
+    from transformers import PPLCNetV3Backbone, PPLCNetV3Config  # who runs the quick tests need not wait for it
+
+    inputs = random_inputs((1, 3, 64, 64))
+    program = export(PPLCNetV3Backbone(PPLCNetV3Config()), inputs)
+    assert len([node for node in program.graph.nodes if "conv2d" in str(node.target)]) == 131
+    folded = fold(program, inputs)
+    assert (folded.plan.batch_norms, folded.plan.batch_norms_left, folded.count("Conv")) == (146, 0, 33)
 
 
 def test_branches_stay_where_that_is_asked_for() -> None:

@@ -71,6 +71,15 @@ class Subject:
         refuse_unsupported(module)
         return Subject(label, module, None)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a module in training mode.
+
+        What `ExportedProgram.module()` gives says so of itself, and refuses to be put into evaluation mode; but what it
+        does was decided when it was exported.
+        """
+        return self.program is None and self.module.training and "eval" not in vars(self.module)
+
     def state(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers as the caller has them, a tied one once."""
         return {
@@ -190,8 +199,8 @@ def check_modes(original: Subject, folded: Subject) -> None:
     Raises:
         UsageError: That is what they are.
     """
-    if original.program is None and folded.program is None and original.module.training != folded.module.training:
-        first, second = ("training", "evaluation") if original.module.training else ("evaluation", "training")
+    if original.program is None and folded.program is None and original.trains != folded.trains:
+        first, second = ("training", "evaluation") if original.trains else ("evaluation", "training")
         raise UsageError(
             f"the original model is in {first} mode, and the folded one in {second} mode",
             hint="Call .eval() on both.",
