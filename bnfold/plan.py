@@ -34,7 +34,8 @@ class Fold:
         kind: What it was in the model.
         direction: Backward, into what computes its input; forward, into what reads its output; both, with the scale
             backward and the shift forward.
-        path: The names of the nodes it passes on the way, nearest first.
+        path: The names of the nodes it passes on the way, nearest first; of many shifts that go down one residual
+            stream, each to where it meets an earlier one.
         targets: The names of the linear maps, or of larger constants, that hold it in the end.
     """
 
@@ -132,7 +133,7 @@ class Step:
         source: The node that goes away.
         direction: Where its affine goes.
         changed: Values, besides the affine's own, that are no longer what they were.
-        passed: The nodes that it moves past.
+        passed: The nodes that it moves past, as far as `Fold.path` names them.
         targets: The maps or affines that take it.
     """
 

@@ -10,19 +10,19 @@ The graph is only read; what has moved so far is kept beside it, in `bnfold.tens
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-import numpy as np
-
 from bnfold.affine import Affine
 from bnfold.backward import pull
-from bnfold.ends import Staying, grows, varies_widely, where_affines_end
+from bnfold.ends import Staying, varies_widely, where_affines_end
 from bnfold.errors import UsageError
 from bnfold.forward import Forward
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Stop, StopCode
+from bnfold.holding import Holding
 from bnfold.merging import Found, Merging
 from bnfold.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
 from bnfold.rounding import Float64Array
-from bnfold.route import Route, listed
+from bnfold.route import Route
 from bnfold.rules import Part
+from bnfold.shares import shares
 from bnfold.tensors import Tensors
 from bnfold.weights import Folding
 
@@ -76,7 +76,6 @@ def plan(
 class _Move:
     """A way for an affine, all of it: the routes of its parts, and what becomes of their ends."""
 
-    direction: Direction
     routes: tuple[Route, ...]
     foldings: dict[MapNode, Folding]
     affines: dict[AffineNode, Affine]
@@ -95,6 +94,9 @@ class _Search:
         self._tensors = Tensors()
         self._forward = Forward(graph, self._tensors)
         self._foldings: dict[MapNode, Folding] = {}
+        self._holding = Holding(self._tensors, self._foldings, self._affines)
+        self._parts_of: dict[AffineNode, tuple[Affine, dict[Part, Float64Array]]] = {}
+        self._stops: dict[tuple[AffineNode, Direction], Stop] = {}
         self._steps: dict[AffineNode, Step] = {}
         merging = Merging(graph, self._tensors, self._foldings, self._affines, compose=compose)
         self._merging = merging if merge else None
@@ -106,12 +108,11 @@ class _Search:
         """Moves every affine that can end in linear maps; says whether any did."""
         moved = False
         for node in [*self._affines]:
-            moved |= self._commit(node, self._move_backward(node))
+            moved |= self._try(node, Direction.BACKWARD)
         moved |= self._split_together()
         # What is read last goes first, so that a chain in front of a map needs one round.
         for node in reversed([*self._affines]):
-            move = self._move_forward(node)
-            moved |= self._commit(node, self._move_both_ways(node) if isinstance(move, Stop) else move)
+            moved |= self._try(node, Direction.FORWARD) or self._try(node, Direction.BOTH)
         return moved
 
     def _split_together(self) -> bool:
@@ -136,13 +137,18 @@ class _Search:
             return False
         foldings: dict[MapNode, Folding] = {}
         for route in scales.values():
-            self._absorb(foldings, {Part.SCALE: route}, Direction.BACKWARD)
-        self._absorb(foldings, {Part.SHIFT: sweep}, Direction.FORWARD)
-        if any(route.affines for route in scales.values()) or self._cannot_hold(foldings, more_work=len(shifts)):
+            self._holding.absorb(foldings, {Part.SCALE: route}, Direction.BACKWARD)
+        self._holding.absorb(foldings, {Part.SHIFT: sweep}, Direction.FORWARD)
+        scaled = any(route.affines for route in scales.values())
+        if scaled or self._holding.defect(foldings, more_work=len(shifts)) is not None:
             return False
+        self._foldings.update(foldings)
+        own = shares(self._tensors, shifts, sweep)
         for node, route in scales.items():
+            share = own[node]
             direction = Direction.BOTH if route.maps else Direction.FORWARD
-            self._commit(node, _Move(direction, (route, sweep), foldings, {}))
+            changed, passed = (*route.changed, *share.changed), (*route.passed, *share.passed)
+            self._take_away(Step(node, direction, changed, passed, (*route.maps, *share.targets)))
         return True
 
     def merge_all(self) -> bool:
@@ -164,9 +170,9 @@ class _Search:
         """Merges affines into the affines next to them; says whether any were."""
         if not self._compose:
             return False
-        moved = [self._commit(node, self._move_forward(node, compose=True)) for node in [*self._affines]]
+        moved = [self._try(node, Direction.FORWARD, compose=True) for node in [*self._affines]]
         if not any(moved):
-            moved = [self._commit(node, self._move_backward(node, compose=True)) for node in [*self._affines]]
+            moved = [self._try(node, Direction.BACKWARD, compose=True) for node in [*self._affines]]
         return any(moved)
 
     def result(self) -> Plan:
@@ -227,17 +233,25 @@ class _Search:
         self._junctions.append(junction)
         self._merges.append(found.merge)
 
-    def _commit(self, node: AffineNode, move: "_Move | Stop") -> bool:
+    def _try(self, node: AffineNode, direction: Direction, *, compose: bool = False) -> bool:
+        """Moves an affine if it can go; says whether it did."""
+        move = self._move(node, direction, compose=compose)
         if isinstance(move, Stop):
+            # What is said of an affine that stays: what stops it when nothing moves any more.
+            if direction is Direction.FORWARD or not compose:
+                self._stops[node, direction] = move
             return False
         changed = tuple(dict.fromkeys(value for route in move.routes for value in route.changed))
         passed = tuple(dict.fromkeys(other for route in move.routes for other in route.passed))
         self._foldings.update(move.foldings)
         self._affines.update(move.affines)
-        self._steps[node] = Step(node, move.direction, changed, passed, (*move.foldings, *move.affines))
-        del self._affines[node]
-        self._tensors.remove(node)
+        self._take_away(Step(node, direction, changed, passed, (*move.foldings, *move.affines)))
         return True
+
+    def _take_away(self, step: Step) -> None:
+        self._steps[step.source] = step
+        del self._affines[step.source]
+        self._tensors.remove(step.source)
 
     def _is_composed(self, node: AffineNode, end: Node) -> bool:
         """Whether an affine is part of another that stays; a constant that took its shift is not one."""
@@ -259,8 +273,8 @@ class _Search:
             return node.stop
         if node in self._skipped:
             return Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
-        backward, forward = self._move_backward(node), self._move_forward(node, compose=self._compose)
-        if not (isinstance(backward, Stop) and isinstance(forward, Stop)):
+        backward, forward = (self._stops.get((node, way)) for way in (Direction.BACKWARD, Direction.FORWARD))
+        if backward is None or forward is None:
             message = f"'{node.name}' can still move after the search has ended"
             raise AssertionError(message)
         vague = backward.code in _SAYS_LITTLE and forward.code not in _SAYS_LITTLE
@@ -270,26 +284,49 @@ class _Search:
     def _parts(self, node: AffineNode) -> dict[Part, Float64Array]:
         """The parts of an affine that do anything."""
         affine = self._affines[node]
-        parts = {Part.SCALE: affine.scale, Part.SHIFT: affine.shift}
+        known = self._parts_of.get(node)
+        if known is not None and known[0] is affine:
+            return known[1]
+        # The shift first: fewer operators let it pass, so its reason says more.
+        parts = {Part.SHIFT: affine.shift, Part.SCALE: affine.scale}
         active = {part: array for part, array in parts.items() if (array != part.neutral).any()}
-        return active or {Part.SCALE: affine.scale}
+        active = active or {Part.SCALE: affine.scale}
+        self._parts_of[node] = affine, active
+        return active
 
-    def _move_backward(self, node: AffineNode, *, compose: bool = False) -> "_Move | Stop":
-        stop = self._may_go(node, Direction.BACKWARD)
-        routes = stop or self._routes(node, dict.fromkeys(Part, Direction.BACKWARD), compose=compose)
-        return routes if isinstance(routes, Stop) else self._ended(node, Direction.BACKWARD, routes)
-
-    def _move_forward(self, node: AffineNode, *, compose: bool = False) -> "_Move | Stop":
-        stop = self._may_go(node, Direction.FORWARD)
-        routes = stop or self._routes(node, dict.fromkeys(Part, Direction.FORWARD), compose=compose)
-        return routes if isinstance(routes, Stop) else self._ended(node, Direction.FORWARD, routes)
-
-    def _move_both_ways(self, node: AffineNode) -> "_Move | Stop":
-        if len(self._parts(node)) < 2 or node.kind is not Kind.BATCH_NORM:
+    def _move(self, node: AffineNode, direction: Direction, *, compose: bool = False) -> "_Move | Stop":
+        """How an affine can go, all of it, or why it cannot."""
+        parts = self._parts(node)
+        if direction is not Direction.BOTH:
+            stop = self._may_go(node, direction)
+            if stop is not None:
+                return stop
+        elif len(parts) < 2 or node.kind is not Kind.BATCH_NORM:
             return Stop(StopCode.NO_RULE, "it has one part only")
-        ways = {Part.SCALE: Direction.BACKWARD, Part.SHIFT: Direction.FORWARD}
-        routes = self._routes(node, ways, compose=False)
-        return routes if isinstance(routes, Stop) else self._ended(node, Direction.BOTH, routes)
+        ends = Staying(self._affines, compose=compose)
+        backward: dict[Part, Route] = {}
+        forward: dict[Part, Route] = {}
+        for part, array in parts.items():
+            back = direction is Direction.BACKWARD or (direction is Direction.BOTH and part is Part.SCALE)
+            if back:
+                route = pull(self._tensors, node, array, part, ends)
+            else:
+                route = self._forward.push({node: array}, part, ends)
+            if isinstance(route, Stop):
+                return route
+            (backward if back else forward)[part] = route
+        return self._ended(node, backward, forward)
+
+    def _ended(self, node: AffineNode, backward: dict[Part, Route], forward: dict[Part, Route]) -> "_Move | Stop":
+        """What the ends of the routes hold then, if they can hold it."""
+        foldings: dict[MapNode, Folding] = {}
+        self._holding.absorb(foldings, backward, Direction.BACKWARD)
+        self._holding.absorb(foldings, forward, Direction.FORWARD)
+        stop = self._holding.defect(foldings, more_work=1 if node.kind is Kind.BATCH_NORM else 0)
+        affines = self._holding.composed(backward, forward) if stop is None else stop
+        if isinstance(affines, Stop):
+            return affines
+        return _Move((*backward.values(), *forward.values()), foldings, affines)
 
     def _may_go(self, node: AffineNode, direction: Direction) -> Stop | None:
         """Spelled-out affines that are part of something that runtimes recognise as a whole stay where they are."""
@@ -319,87 +356,3 @@ class _Search:
         ):
             return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{root.producer.name}'")
         return None
-
-    def _routes(self, node: AffineNode, ways: dict[Part, Direction], *, compose: bool) -> dict[Part, Route] | Stop:
-        routes: dict[Part, Route] = {}
-        # The shift first: fewer operators let it pass, so its reason says more.
-        for part, array in sorted(self._parts(node).items(), reverse=True):
-            ends = Staying(self._affines, compose=compose)
-            if ways[part] is Direction.BACKWARD:
-                route = pull(self._tensors, node, array, part, ends)
-            else:
-                route = self._forward.push({node: array}, part, ends)
-            if isinstance(route, Stop):
-                return route
-            routes[part] = route
-        return routes
-
-    def _ended(self, node: AffineNode, direction: Direction, routes: dict[Part, Route]) -> "_Move | Stop":
-        """What the ends of the routes hold then, if they can hold it."""
-        goes_back = {Direction.BACKWARD: {*Part}, Direction.FORWARD: set(), Direction.BOTH: {Part.SCALE}}[direction]
-        backward = {part: routes[part] for part in Part if part in routes and part in goes_back}
-        forward = {part: routes[part] for part in Part if part in routes and part not in goes_back}
-        foldings: dict[MapNode, Folding] = {}
-        self._absorb(foldings, backward, Direction.BACKWARD)
-        self._absorb(foldings, forward, Direction.FORWARD)
-        stop = self._cannot_hold(foldings, more_work=1 if node.kind is Kind.BATCH_NORM else 0)
-        affines = self._composed(backward, forward) if stop is None else stop
-        if isinstance(affines, Stop):
-            return affines
-        return _Move(direction, tuple(routes.values()), foldings, affines)
-
-    def _absorb(self, foldings: dict[MapNode, Folding], routes: dict[Part, Route], side: Direction) -> None:
-        """Lets the maps at the ends of some routes take what arrives there."""
-        for target in dict.fromkeys(target for route in routes.values() for target in route.maps):
-            linear = self._tensors.linear(target)
-            size = linear.out_channels if side is Direction.BACKWARD else linear.in_channels
-            scale, shift = (routes[part].maps.get(target) if part in routes else None for part in Part)
-            affine = Affine(np.ones(size) if scale is None else scale, np.zeros(size) if shift is None else shift)
-            folding = foldings.get(target, self._foldings.get(target, Folding(linear)))
-            foldings[target] = (
-                folding.absorb_output(affine) if side is Direction.BACKWARD else folding.absorb_input(affine)
-            )
-
-    def _cannot_hold(self, foldings: dict[MapNode, Folding], *, more_work: int) -> Stop | None:
-        for target, folding in foldings.items():
-            if folding.shift_is_lost():
-                why = folding.linear.partial_kernel
-                reason = f"{target.op_type} '{target.name}' {why}, and the shift is not zero"
-                return Stop(StopCode.PADDED_SHIFT, reason)
-            defect = folding.defect()
-            if defect is not None:
-                return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")
-        more = [
-            target.name
-            for target, folding in foldings.items()
-            if folding.adds_work() and not self._foldings.get(target, Folding(folding.linear)).adds_work()
-        ]
-        if len(more) > more_work:
-            reason = f"{listed(iter(more), len(more))} would each need an Add, {len(more)} for one that goes"
-            return Stop(StopCode.MORE_WORK, reason)
-        return None
-
-    def _composed(self, backward: dict[Part, Route], forward: dict[Part, Route]) -> dict[AffineNode, Affine] | Stop:
-        """The affines that stay, with what they take."""
-        affines: dict[AffineNode, Affine] = {}
-        for part, route in backward.items():
-            for target, array in route.affines.items():
-                present = affines.get(target, self._affines[target])
-                if part is Part.SHIFT:
-                    affines[target] = Affine(present.scale, present.shift + array)
-                else:  # past the Add of a constant, the scale goes on
-                    scale = present.scale if target.kind is Kind.AFFINE else present.scale * array
-                    affines[target] = Affine(scale, present.shift * array)
-        for target in dict.fromkeys(target for route in forward.values() for target in route.affines):
-            present = self._affines[target]
-            taken = [forward[part].affines.get(target) if part in forward else None for part in Part]
-            scale = np.ones((1,) * present.rank) if taken[0] is None else taken[0]
-            shift = np.zeros((1,) * present.rank) if taken[1] is None else taken[1]
-            affines[target] = Affine(scale, shift).then(present)
-        for target, affine in affines.items():
-            if grows(self._affines[target], affine):
-                reason = f"'{target.name}' would vary along more axes than it does"
-                return Stop(StopCode.VARIES, reason)
-            if not affine.fits(target.inputs[0].dtype):
-                return Stop(StopCode.OVERFLOW, f"composed with '{target.name}' it cannot be stored")
-        return affines

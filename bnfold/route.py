@@ -1,17 +1,15 @@
 """Where a part of an affine ends up, which ends there are, and who else reads what lies on the way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from bnfold.affine import Affine
+import numpy as np
+
 from bnfold.graph import AffineNode, MapNode, Node, Stop, StopCode, Value
 from bnfold.rounding import Float64Array
-from bnfold.rules.row import Part
 from bnfold.tensors import Tensors
-
-_EndT = TypeVar("_EndT", MapNode, AffineNode)
 
 
 @dataclass(slots=True)
@@ -30,21 +28,6 @@ class Route:
     changed: list[Value] = field(default_factory=list)
     passed: list[Node] = field(default_factory=list)
 
-    def merge(self, other: "Route", part: Part) -> None:
-        """Adds another route of the same part; where both end, as behind a Split, the end takes what both bring."""
-        _add(self.maps, other.maps, part)
-        _add(self.affines, other.affines, part)
-        self.changed += other.changed
-        self.passed += other.passed
-
-
-def _add(ends: dict[_EndT, Float64Array], others: Mapping[_EndT, Float64Array], part: Part) -> None:
-    for node, array in others.items():
-        if node in ends:
-            ends[node] = ends[node] * array if part is Part.SCALE else ends[node] + array
-        else:
-            ends[node] = array
-
 
 class Ends(Protocol):
     """Which affines that stay may be ends of a route."""
@@ -58,9 +41,8 @@ class Ends(Protocol):
 
 def into_map(node: MapNode, axis: int, channels: int, array: Float64Array, side: str) -> Float64Array | Stop:
     """The part as a vector along the channels of a linear map, or why it is none."""
-    vector = Affine(array, array).along(axis, channels)
-    if vector is not None:
-        return vector.scale
+    if array.ndim >= -axis and array.size == array.shape[axis] and array.size in (1, channels):
+        return array.reshape(-1) if array.size == channels else np.full(channels, array.item())
     where = f"{side} channels of {node.op_type} '{node.name}' (axis {axis}, size {channels})"
     return Stop(StopCode.CHANNEL_AXIS, f"it does not act on the {where}")
 

@@ -228,7 +228,7 @@ class Folding:
         if bias is None:
             return None
         axis = linear.output_axis if len(linear.weight.shape) == 2 else -1
-        by_channel = np.moveaxis(bias, axis, 0)
+        by_channel = bias if bias.ndim == 1 else np.moveaxis(bias, axis, 0)
         return _first_not_finite(by_channel.reshape(len(by_channel), prod(by_channel.shape[1:])), "bias", linear.bias)
 
     def _scales(self) -> tuple[Float64Array | None, Float64Array | None]:

@@ -502,7 +502,7 @@ def make(choose: Choose, most_steps: int = 8) -> onnx.ModelProto:
         # Mostly the newest value, so that chains form.
         source = maker.values[-min(maker.pick(*spread), len(maker.values))]
         maker.pick(*group)(maker, source)
-    return finished(maker, symbolic=maker.values[0].shape[0] == BATCH and maker.pick(False, True))
+    return finish(maker)
 
 
 def of_seed(seed: int) -> onnx.ModelProto:
@@ -517,8 +517,9 @@ def models(draw: Callable[..., int]) -> onnx.ModelProto:
     return make(lambda count: draw(st.integers(0, count - 1)))
 
 
-def finished(maker: Maker, *, symbolic: bool) -> onnx.ModelProto:
-    """The model, with the last value and perhaps others as outputs."""
+def finish(maker: Maker) -> onnx.ModelProto:
+    """The model, with the last value and perhaps others as outputs, and perhaps an open batch."""
+    symbolic = maker.values[0].shape[0] == BATCH and maker.pick(False, True)
     if len(maker.values) == 1:
         maker.add("Identity", ["x"], maker.values[0].shape)
     read = {name for node in maker.nodes for name in node.input}

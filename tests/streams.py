@@ -11,7 +11,8 @@ from bnfold.graph import Graph, Op, OpNode, Signs, Value
 NODES_A_BLOCK = 4
 
 
-def _add(builder: Builder, name: str, *inputs: Value) -> Value:
+def add(builder: Builder, name: str, *inputs: Value) -> Value:
+    """A sum."""
     y = Value(f"{name}.out", inputs[0].shape, "float64")
     builder.graph.add(
         OpNode(name=name, op_type="Add", inputs=inputs, outputs=(y,), op=Op.ADD, parameters=Signs((1,) * len(inputs)))
@@ -31,7 +32,7 @@ def pre_activation(nodes: int) -> Graph:
     x = builder.conv(builder.input(), "stem")
     for index in range(nodes // NODES_A_BLOCK):
         y = _relu(builder, builder.batch_norm(x, f"bn{index}"), f"relu{index}")
-        x = _add(builder, f"add{index}", x, builder.conv(y, f"conv{index}"))
+        x = add(builder, f"add{index}", x, builder.conv(y, f"conv{index}"))
     is_output(x)
     return builder.graph
 
@@ -42,7 +43,7 @@ def post_activation(nodes: int) -> Graph:
     x = builder.conv(builder.input(), "stem")
     for index in range(nodes // NODES_A_BLOCK):
         y = builder.batch_norm(builder.conv(x, f"conv{index}"), f"bn{index}")
-        x = _relu(builder, _add(builder, f"add{index}", x, y), f"relu{index}")
+        x = _relu(builder, add(builder, f"add{index}", x, y), f"relu{index}")
     is_output(x)
     return builder.graph
 
@@ -54,7 +55,7 @@ def shift_goes_down(nodes: int) -> Graph:
     for index in range(nodes // NODES_A_BLOCK):
         y = builder.opaque("Sigmoid", f"gate{index}", x)
         y = builder.batch_norm(y, f"bn{index}", affine=Affine(np.ones((1, 1, 1, 1)), builder.affine().shift))
-        x = _add(builder, f"add{index}", x, y)
+        x = add(builder, f"add{index}", x, y)
         x = builder.identity(x, f"identity{index}")
     is_output(x)
     return builder.graph
@@ -67,7 +68,7 @@ def shift_arrives(nodes: int) -> Graph:
     for index in range(nodes // NODES_A_BLOCK):
         y = builder.opaque("Sigmoid", f"gate{index}", builder.input(f"x{index}"))
         y = builder.batch_norm(y, f"bn{index}", affine=Affine(np.ones((1, 1, 1, 1)), builder.affine().shift))
-        x = _add(builder, f"add{index}", x, y)
+        x = add(builder, f"add{index}", x, y)
         x = builder.identity(x, f"identity{index}")
     is_output(builder.conv(x, "last"))
     return builder.graph
@@ -80,7 +81,7 @@ def backward_chain(nodes: int) -> Graph:
     x = builder.conv(source, "stem")
     for index in range(nodes // NODES_A_BLOCK):
         y = builder.batch_norm(builder.conv(source, f"conv{index}"), f"bn{index}")
-        x = builder.identity(_add(builder, f"add{index}", x, y), f"identity{index}")
+        x = builder.identity(add(builder, f"add{index}", x, y), f"identity{index}")
     is_output(_relu(builder, builder.batch_norm(x, "last"), "relu"))
     return builder.graph
 

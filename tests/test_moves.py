@@ -4,14 +4,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from graphs import Builder, is_output
-from streams import STREAMS
+from streams import STREAMS, add
 
 from bnfold import backward, forward, planner
+from bnfold.affine import Affine
 from bnfold.graph import Graph, Op
-from bnfold.plan import Direction
+from bnfold.plan import Direction, Plan
 from bnfold.rules import TABLE, Row
+
+ONES = np.ones((1, 1, 1, 1))
 
 
 def rule_calls(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> int:
@@ -37,11 +41,23 @@ def rule_calls(monkeypatch: pytest.MonkeyPatch, graph: Graph) -> int:
     return calls.total()
 
 
+def written_down(plan: Plan) -> int:
+    steps = sum(len(step.changed) + len(step.passed) + len(step.targets) for step in plan.steps)
+    return steps + sum(len(fold.path) + len(fold.targets) for fold in plan.folds)
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_the_work_grows_with_the_number_of_nodes(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make: Callable[[int], Graph] = STREAMS[stream]
     few, many = (rule_calls(monkeypatch, make(nodes)) for nodes in (100, 400))
     assert many <= 4.5 * few + 10, f"{few} calls for 100 nodes, {many} for 400"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_what_is_written_down_grows_with_the_number_of_nodes(stream: str) -> None:
+    """Many shifts that travel down one stream do not each list all of it."""
+    few, many = (written_down(planner.plan(STREAMS[stream](nodes))) for nodes in (100, 400))
+    assert many <= 4.5 * few + 10, f"{few} names and values for 100 nodes, {many} for 400"
 
 
 def test_the_count_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +92,23 @@ def test_the_path_names_what_is_passed_nearest_first() -> None:
     is_output(builder.batch_norm(x, "bn"))
     (fold,) = planner.plan(builder.graph).folds
     assert fold.path == ("second", "first")
+
+
+def test_each_shift_of_a_sweep_has_its_own_path_and_its_own_ends() -> None:
+    """Two blocks on a stream that a conv reads between them, and one behind: only the first shift reaches both."""
+    builder = Builder()
+    stream = builder.input()
+    for index in range(2):
+        y = builder.opaque("Sigmoid", f"gate{index}", builder.input())
+        y = builder.batch_norm(y, f"shift{index}", affine=Affine(ONES, builder.affine().shift))
+        stream = add(builder, f"add{index}", stream, builder.identity(y, f"own{index}"))
+        is_output(builder.conv(stream, f"reads{index}"))
+    folds = {fold.nodes[0]: fold for fold in planner.plan(builder.graph).folds}
+    assert folds.keys() == {"shift0", "shift1"}
+    assert folds["shift0"].path == ("own0", "add0", "add1")
+    assert set(folds["shift0"].targets) == {"reads0", "reads1"}
+    assert folds["shift1"].path == ("own1", "add1")
+    assert folds["shift1"].targets == ("reads1",)
 
 
 @pytest.mark.parametrize("part", ["pruned", "swept"])

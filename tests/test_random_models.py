@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import oracle_ops
 import pytest
+import random_rejoined
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
@@ -14,6 +15,7 @@ from onnx_fold import as_bytes, check_values, fold, random_feeds
 from random_models import models, of_seed
 
 import bnfold
+from bnfold import backward
 from bnfold.graph import Op
 from bnfold.onnx.lift import lift
 from bnfold.onnx.load import from_proto
@@ -50,11 +52,16 @@ def test_folding_changes_no_value(seed: int) -> None:
     assert_fold_is_right(of_seed(seed))
 
 
+@pytest.mark.parametrize("seed", range(100))
+def test_what_comes_by_two_ways_is_put_together(seed: int) -> None:
+    assert_fold_is_right(random_rejoined.of_seed(seed))
+
+
 @pytest.mark.slow
 @settings(RANDOM, max_examples=10_000)
-@given(seed=SEEDS)
-def test_folding_changes_no_value_at_length(seed: int) -> None:
-    assert_fold_is_right(of_seed(seed))
+@given(seed=SEEDS, rejoined=st.booleans())
+def test_folding_changes_no_value_at_length(seed: int, rejoined: bool) -> None:
+    assert_fold_is_right(random_rejoined.of_seed(seed) if rejoined else of_seed(seed))
 
 
 @pytest.mark.slow
@@ -135,6 +142,30 @@ def test_every_row_is_drawn() -> None:
             passed.update({f"{move.direction} {ops[name]}" for name in move.path if ops.get(name) is not None})
     assert set(seen) == set(Op)
     assert len(passed) >= 20, passed
+
+
+def test_many_affines_come_by_two_ways() -> None:
+    """Through a Split, or past values that are read twice, to an operator that joins them."""
+    plans = [bnfold.inspect(random_rejoined.of_seed(seed)) for seed in range(3000, 3300)]
+    parts, joins = ("Split", "Slice", "Gather"), ("Concat", "Add", "Sub", "Sum", "Mul")
+    both: Counter[str] = Counter()
+    for fold_ in (fold_ for plan in plans for fold_ in plan.folds):
+        if all(any(name.startswith(kinds) for name in fold_.path) for kinds in (parts, joins)):
+            both[fold_.direction] += 1
+    assert both["backward"] >= 20, both
+    assert both["forward"] >= 10, both
+
+
+def test_what_comes_by_the_second_way_is_not_lost_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an end took only what the last way brings, the models would show it."""
+    monkeypatch.setattr(backward, "_joined", lambda found, _: dict(found))
+    wrong = 0
+    for seed in range(100):
+        try:
+            fold(random_rejoined.of_seed(seed))
+        except AssertionError:
+            wrong += 1
+    assert wrong > 1
 
 
 def test_the_comparison_can_fail() -> None:

@@ -14,6 +14,24 @@ MOST_CHANNELS = 12
 
 Step = Callable[[list[Tensor]], list[Tensor]]
 
+PARTS: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], ...] = (
+    lambda value: value.chunk(2, 1),
+    lambda value: value.chunk(2, 1),
+    lambda value: (value[:, ::2], value[:, 1::2]),
+    lambda value: (value[:, : value.shape[1] // 2], value.flip(1)[:, : value.shape[1] // 2]),
+)
+JOINS: tuple[tuple[Callable[[Tensor, Tensor], Tensor], float], ...] = (
+    (lambda first, second: torch.cat([second, first], 1), 2),
+    (lambda first, second: torch.cat([second, first], 1), 2),
+    (lambda first, second: torch.cat([first, second, first], 1), 3),
+    (lambda first, second: torch.stack([second, first], 2).flatten(1, 2), 2),
+    (lambda first, second: first + second, 1),
+    (lambda first, second: first - second.roll(1, 1), 1),
+    (lambda first, second: first * second.sigmoid(), 1),
+    (lambda first, _: first, 1),
+)
+"""How two parts are put together, and how many times the channels of one of them come out."""
+
 
 class RandomNet(nn.Module):
     """A network drawn from a seed; it takes one image of shape (N, 4, 4, 4).
@@ -51,6 +69,8 @@ class RandomNet(nn.Module):
             self._product: 1,
             self._join: 1,
             self._split: 2,
+            self._rejoin: 3,
+            self._fan: 1,
             self._rearrangement: 2,
             self._pool: 1,
             self._linear: 1,
@@ -166,6 +186,39 @@ class RandomNet(nn.Module):
         operator = self._random.choice(operators)
         if self._channels[at] % 2 == 0:
             self._record(lambda values: operator(values[at]), half, half)
+
+    def _rejoin(self) -> None:
+        """The parts of a value, perhaps each with something on its way, joined again in another order."""
+        at = self._value()
+        channels = self._channels[at]
+        if channels % 2 or 2 * channels > MOST_CHANNELS:
+            return
+        half = channels // 2
+        parts = self._random.choice(PARTS)
+        way = self._random.choice((nn.Identity(), nn.Identity(), nn.BatchNorm2d(half), nn.Conv2d(half, half, 1)))
+        layer = self._layer(way)
+        join, factor = self._random.choice(JOINS)
+
+        def step(values: list[Tensor]) -> list[Tensor]:
+            first, second = parts(values[at])
+            return [join(layer(first), second)]
+
+        self._record(step, int(half * factor))
+
+    def _fan(self) -> None:
+        """One BN before several maps, whose outputs meet again."""
+        at = self._value()
+        channels = self._channels[at]
+        norm = self._layer(nn.BatchNorm2d(channels))
+        convs = [self._layer(nn.Conv2d(channels, 4, 1, bias=self._random.random() < 0.5)) for _ in range(2)]
+        cut = self._random.random() < 0.5
+
+        def step(values: list[Tensor]) -> list[Tensor]:
+            normed = norm(values[at])
+            first, second = convs[0](normed), convs[1](normed.flip(3) if cut else normed)
+            return [torch.cat([second, first], 1), first - second]
+
+        self._record(step, 8, 4)
 
     def _rearrangement(self) -> None:
         at = self._value()

@@ -53,7 +53,7 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     Raises:
         ModelLoadError: Its parameters do not have one common length, or not that of the channels.
     """
-    stop = _inference_mode_stop(node, opset)
+    stop = _inference_mode_stop(node, opset, constants)
     if stop is not None:
         return stop
     found: list[Constant] = []
@@ -101,13 +101,15 @@ def require_channels(node: onnx.NodeProto, source: Value, axis: int, channels: i
         raise ModelLoadError(message)
 
 
-def _inference_mode_stop(node: onnx.NodeProto, opset: int) -> Stop | None:
+def _inference_mode_stop(node: onnx.NodeProto, opset: int, constants: Constants) -> Stop | None:
     if any(given.ref_attr_name for given in node.attribute):
         return Stop(StopCode.PARAMETERS_NOT_CONSTANT, "its attributes are parameters of the function around it")
     if opset < OLDEST_OPSET:
         return Stop(StopCode.OPSET, f"opset {opset} is older than {OLDEST_OPSET}; convert the model to a newer opset")
     if int_attribute(node, "training_mode", 0):
-        return Stop(StopCode.TRAINING_MODE, "training_mode is 1: it normalises with the statistics of each batch")
+        # A constant is normalised where weights are standardised.
+        whose = f"the constant '{node.input[0]}'" if constants.is_constant(node.input[0]) else "each batch"
+        return Stop(StopCode.TRAINING_MODE, f"training_mode is 1: it normalises with the statistics of {whose}")
     if any(node.output[1:]):
         return Stop(StopCode.TRAINING_MODE, "it also outputs batch statistics, as in training")
     if not int_attribute(node, "spatial", 1):

@@ -4,6 +4,8 @@ A value keeps its name only if it still equals the original's value of that name
 over the name of the BN's node; every other value that now differs gets a new name.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import fx
@@ -16,6 +18,7 @@ from bnfold.rounding import Array, round_once
 from bnfold.torch.constants import Constant
 from bnfold.torch.handle import Handle, Scope
 from bnfold.torch.leftover import Call, leftover_calls
+from bnfold.torch.lift_ops import RepeatedWeight, repeated_weight
 from bnfold.torch.nodes import arguments, dtype_of, fake_tensor, operator_name
 from bnfold.torch.program import ProgramEditor
 from bnfold.torch.tensors import to_torch
@@ -69,12 +72,16 @@ class _Work:
         """Gives a linear map its new weight and bias."""
         handle, name = _handle(node), operator_name(_handle(node).node)
         constants = handle.scope.constants
-        positions = _CONSTANT_AT.get(name, (1,))
-        weight_at = next(at for at in positions if constants.is_constant(_argument_at(handle.node, at)))
+        repeated = repeated_weight(handle.node, constants)
         weight_name = _name_of(node.linear.weight, handle)
         stem = weight_name.removesuffix("weight")
         bias_name = f"{stem}bias" if weight_name != stem else f"{weight_name}_bias"
-        self._set(handle, handle.node, weight_at, folding.weight(), node.linear.weight, weight_name)
+        if repeated is None:
+            positions = _CONSTANT_AT.get(name, (1,))
+            weight_at = next(at for at in positions if constants.is_constant(_argument_at(handle.node, at)))
+            self._set(handle, handle.node, weight_at, folding.weight(), node.linear.weight, weight_name)
+        else:
+            self._repeat(handle, repeated, self._add_parameter(weight_name, folding.weight(), handle, handle.node))
         if folding.linear is not node.linear:
             self._editor.forget_keyword(handle.node, "alpha")
             set_window(self._editor.call(handle.node), folding.linear)
@@ -106,6 +113,17 @@ class _Work:
                 return
         placeholder = self._add_parameter(name, array, handle, node, _argument_at(node, position))
         self._editor.set_argument(node, position, placeholder)
+
+    def _repeat(self, handle: Handle, repeated: RepeatedWeight, matrix: fx.Node) -> None:
+        """Gives a batched product another matrix for all of its batch."""
+        operators = torch.ops.aten.expand.default, torch.ops.aten.reshape.default
+        whole = matrix
+        for original, operator in zip((repeated.expand, repeated.view), operators, strict=True):
+            if original is not None:
+                like = self._editor.call(original)
+                sizes = cast(fx.node.Argument, _argument_at(like, 1))
+                whole = self._editor.insert(like, operator, (whole, sizes))
+        self._editor.set_argument(handle.node, repeated.position, whole)
 
     def _add_bias(self, handle: Handle, folding: Folding, name: str) -> None:
         """An addition behind a product that had none; it takes over the name of the product."""

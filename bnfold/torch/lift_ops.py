@@ -16,7 +16,9 @@ from bnfold.torch.nodes import arguments, fake_tensor, operator_name, shape_of
 from bnfold.weights import PADS_WITH_ZEROS, LinearMap, Window
 
 _CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
-_PRODUCTS = frozenset("matmul mm addmm linear".split())
+_PRODUCTS = frozenset("matmul mm bmm addmm linear".split())
+_RESHAPES = frozenset("view _unsafe_view reshape".split())
+_KEEPS_ELEMENTS = _RESHAPES | {"clone", "contiguous", "detach", "alias"}
 _TRANSPOSED = "is transposed, so its outputs do not each sum the whole kernel"
 
 
@@ -35,13 +37,78 @@ class FoundMap:
     parameters: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedWeight:
+    """The weight of a batched product (bmm) that has one and the same matrix for all of its batch.
+
+    torch writes a product of a value of rank 3 or more with a matrix so when it decomposes it: x @ W is
+    bmm(x, expand(W)), perhaps with views that make one batch of all leading axes, and
+
+        bmm(x, expand(W))[b] = x[b] @ W
+
+    is a linear map. A weight that may differ along the batch is none: channels have one vector for all of it.
+
+    Attributes:
+        position: Which argument of the product it is.
+        expand: The node that repeats it.
+        view: The node that makes one batch of the axes along which it does, if there are several.
+        matrix: The constant that is repeated, of rank 2.
+    """
+
+    position: int
+    expand: fx.Node
+    view: fx.Node | None
+    matrix: fx.Node
+
+
+def repeated_weight(node: fx.Node, constants: Constants) -> RepeatedWeight | None:
+    """The repeated weight of a bmm; None for any other node, and where it is not repeated or both operands are."""
+    if operator_name(node) != "bmm":
+        return None
+    given = arguments(node)
+    found = [_repeated(given[name], position, constants) for position, name in enumerate(("self", "mat2"))]
+    known = [repeated for repeated in found if repeated is not None]
+    return known[0] if len(known) == 1 else None
+
+
+def _repeated(operand: object, position: int, constants: Constants) -> RepeatedWeight | None:
+    """Looks for the expand behind what only gives the same matrices, in a batch of another shape at most.
+
+    With an open batch these are no constants; then nothing else may read them, as it could change them in place.
+    """
+
+    def keeps_value(node: fx.Node) -> bool:
+        return constants.is_constant(node) or len(node.users) == 1
+
+    view: fx.Node | None = None
+    while isinstance(operand, fx.Node) and operator_name(operand) in _KEEPS_ELEMENTS:
+        source = next(iter(operand.all_input_nodes))
+        before, after = shape_of(fake_tensor(source)), shape_of(fake_tensor(operand))
+        if before is None or after is None or before[-2:] != after[-2:] or not keeps_value(operand):
+            return None
+        if operator_name(operand) in _RESHAPES and before != after:
+            view = view or operand
+        operand = source
+    if not isinstance(operand, fx.Node) or operator_name(operand) != "expand" or not keeps_value(operand):
+        return None
+    matrix, sizes = arguments(operand)["self"], arguments(operand)["size"]
+    if not isinstance(sizes, Sequence) or -1 in sizes[:-2]:
+        return None
+    if isinstance(matrix, fx.Node) and operator_name(matrix) == "unsqueeze" and arguments(matrix)["dim"] in (0, -3):
+        matrix = arguments(matrix)["self"]
+    found, shape = constants.find(matrix), shape_of(fake_tensor(operand))
+    if not isinstance(matrix, fx.Node) or found is None or shape is None or found.shape != shape[-2:]:
+        return None
+    return RepeatedWeight(position, operand, view, matrix)
+
+
 def map_type(node: fx.Node) -> str:
     """What a node is called in reports if it could be a linear map, "" if it could not."""
     name = operator_name(node)
     if name in _CONVOLUTIONS:
         transposed = name.startswith("conv_transpose") or bool(arguments(node).get("transposed", False))
         return "ConvTranspose" if transposed else "Conv"
-    return {"matmul": "MatMul", "mm": "MatMul", "addmm": "Addmm", "linear": "Linear"}.get(name, "")
+    return {"matmul": "MatMul", "mm": "MatMul", "bmm": "bmm", "addmm": "Addmm", "linear": "Linear"}.get(name, "")
 
 
 def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
@@ -61,7 +128,12 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
     if name not in _CONVOLUTIONS and name not in _PRODUCTS:
         return None
     given = arguments(node)
+    repeated = repeated_weight(node, constants)
+    if name == "bmm" and repeated is None:
+        return None
     data, weight, bias = _operands(given, constants, name)
+    if repeated is not None:
+        data, weight = given["mat2" if repeated.position == 0 else "self"], repeated.matrix
     if not isinstance(data, fx.Node) or constants.is_constant(data):
         return Stop(StopCode.NO_RULE, f"{map_type(node)} '{node.name}' has no input that is computed while it runs")
     found = constants.find(weight)
@@ -75,7 +147,7 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
     if name in _CONVOLUTIONS:
         linear = _convolution(node, given, found, found_bias)
     else:
-        on_left = name != "linear" and weight is given["mat1" if name == "addmm" else "self"]
+        on_left = name != "linear" and data is not given["mat1" if name == "addmm" else "self"]
         linear = _product(node, given, found, found_bias, _rank(data), on_left=on_left)
     if isinstance(linear, Stop):
         return linear
@@ -85,7 +157,7 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
 
 def _operands(given: dict[str, object], constants: Constants, name: str) -> tuple[object, object, object]:
     """The data, the weight and the bias of a map; the weight of a matrix product is what is constant."""
-    if name in ("mm", "matmul", "addmm"):
+    if name in ("mm", "bmm", "matmul", "addmm"):
         first = given["mat1" if name == "addmm" else "self"]
         second = given["other" if name == "matmul" else "mat2"]
         bias = given["self"] if name == "addmm" else None

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/planning.py [--rounds 5]
 
-Three streams, of neutral nodes made without any model: pre-activation (each branch is BN, Relu, conv, and reads a value
-that goes on), post-activation (conv, BN, Add, Relu), and one in which the shift of every BN could travel down the
-whole stream, to be stopped at its end. The best of the rounds counts.
+The streams of `tests/streams.py`, neutral nodes made without any model: pre-activation (each branch is BN, Relu, conv,
+and reads a value that goes on), post-activation (conv, BN, Add, Relu), two in which the shift of every BN travels down
+the whole stream, to be stopped at its end or to go into a conv there, and one in which a scale goes back into every
+branch. The best of the rounds counts.
 """
 
 import argparse

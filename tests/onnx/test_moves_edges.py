@@ -208,3 +208,43 @@ def test_the_comparison_sees_a_dropped_shift() -> None:
     )
     with pytest.raises(AssertionError, match="off by"):
         check_values(model, other, random_feeds(model))
+
+
+DIAMONDS = {
+    "turned": ("a, b = Split <axis=1> (m, halves) r = Concat <axis=1> (b, a)", ["Conv"]),
+    "one part goes nowhere": ("a, b = Split <axis=1> (m, halves) r = Concat <axis=1> (a, a)", None),
+    "added": ("a, b = Split <axis=1> (m, halves) s = Add (b, a) r = Concat <axis=1> (s, s)", None),
+    "a part of a part": (
+        "a, b = Split <axis=1> (m, halves) c, d = Split <axis=1> (b, ones) r = Concat <axis=1> (d, a, c)",
+        ["Conv"],
+    ),
+    "two in a row": (
+        "a, b = Split <axis=1> (m, halves) t = Concat <axis=1> (b, a)"
+        " c, d = Split <axis=1> (t, three) r = Concat <axis=1> (d, c)",
+        ["Conv"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIAMONDS)
+def test_what_comes_to_one_map_by_two_ways(name: str) -> None:
+    """Each way brings what it has for its own channels; a map that kept only the last of them would be wrong."""
+    op, targets = DIAMONDS[name]
+    text = f"agraph ({IMAGE} x) => ({IMAGE} y) {{ m = Conv (x, w) {op} y = {NORM % 'r'} }}"
+    sizes = {"halves": [2, 2], "ones": [1, 1], "three": [3, 1]}
+    integers = {key: np.array(numbers) for key, numbers in sizes.items() if key in op}
+    folded = fold(parse(text, w=random(4, 4, 1, 1), **integers, **batch_norm(4)))
+    if targets is None:
+        assert folded.codes == ["other_consumers"]
+    else:
+        assert only_fold(folded)[0] is Direction.BACKWARD
+        assert [target.split("(")[0] for target in only_fold(folded)[1]] == targets
+
+
+def test_a_norm_of_a_weight_is_said_to_be_one() -> None:
+    """Weight standardisation: the statistics are those of a constant, not of any batch."""
+    norm = "v, mean, var = BatchNormalization <training_mode=1> (w, bn_g, bn_b, bn_m, bn_v)"
+    text = f"agraph ({IMAGE} x) => ({IMAGE} y) {{ {norm} y = Conv (x, v) }}"
+    (left,) = fold(parse(text, opset=15, w=random(4, 4, 1, 1), **batch_norm(4))).plan.left
+    assert left.code == "training_mode"
+    assert left.reason == "training_mode is 1: it normalises with the statistics of the constant 'w'"

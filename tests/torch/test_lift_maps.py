@@ -141,6 +141,86 @@ def test_matrix_products_take_what_is_before_and_behind_them(name, decomposed):
     assert plan.batch_norms_folded == 2, plan.left
 
 
+def repeat(self, x):
+    return self.w.expand(x.shape[0], -1, -1)
+
+
+BATCHED = {
+    "a repeated matrix": lambda self, x: torch.bmm(x, self.w.expand(x.shape[0], 4, 6)),
+    "sizes as they are": lambda self, x: torch.bmm(x, repeat(self, x)),
+    "arguments given by name": lambda self, x: torch.ops.aten.bmm.default(
+        mat2=torch.ops.aten.expand.default(self.w, size=[x.shape[0], 4, 6]), self=x
+    ),
+    "with a batch axis of its own": lambda self, x: torch.bmm(x, self.w[None].expand(x.shape[0], -1, -1)),
+    "a view of a matrix": lambda self, x: torch.bmm(x, self.turned.t().expand(x.shape[0], -1, -1).contiguous()),
+    "over two axes": lambda self, x: torch.bmm(
+        x.clone(memory_format=torch.contiguous_format).reshape(-1, 2, 4),
+        self.w.expand(x.shape[0], 2, 4, 6).reshape(-1, 4, 6),
+    ).reshape(-1, 4, 6),
+    "and bias": lambda self, x: torch.bmm(x, repeat(self, x)) + self.b,
+    "from the left": lambda self, x: torch.bmm(self.turned.expand(x.shape[0], -1, -1), x.mT).mT,
+    "from the left with bias": lambda self, x: (
+        (torch.bmm(self.turned.expand(x.shape[0], -1, -1), x.mT) + self.b[:, None]).mT
+    ),
+    "one matrix twice": lambda self, x: torch.bmm(x, repeat(self, x)) + torch.bmm(x.tanh(), repeat(self, x)),
+}
+
+
+@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("decomposed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch", ["static", "dynamic"])
+def test_a_batched_product_with_one_matrix_takes_what_is_before_and_behind_it(name, batch, decomposed):
+    module = Net(
+        lambda self, x: torch.sigmoid(self.after(BATCHED[name](self, self.before(torch.sigmoid(x).mT).mT).mT).mT),
+        before=nn.BatchNorm1d(4),
+        after=nn.BatchNorm1d(6),
+        w=weight(4, 6),
+        turned=weight(6, 4),
+        b=nn.Parameter(torch.randn(6)),
+    )
+
+    dynamic = (({0: torch.export.Dim("batch", min=2)},),) if batch == "dynamic" else None
+    plan = fold(trained(module, positive=False), double(3, 4, 4), dynamic=dynamic, decomposed=decomposed)
+
+    assert plan.batch_norms_folded == (1 if name == "one matrix twice" else 2), plan.left
+
+
+def changed_beside(self, x):
+    """The matrices are equal when they are repeated, and differ when they are used."""
+    repeated = self.w.expand(x.shape[0], -1, -1).clone()
+    repeated[0].mul_(2)
+    return torch.bmm(x, repeated)
+
+
+NO_MAPS = {
+    "a matrix for each element of the batch": lambda self, x: torch.bmm(x, self.several),
+    "two values": lambda self, x: torch.bmm(x, x.mT)[..., :1] * x,
+    "two constants": lambda self, x: torch.bmm(self.w.expand(3, -1, -1), self.w.t().expand(3, -1, -1)) + x,
+    "repeated columns": lambda self, x: torch.bmm(x, self.column.expand(x.shape[0], -1, 4)),
+    "a batch laid out as rows": lambda self, x: torch.bmm(x, self.several.expand(3, -1, -1)),
+    "changed in place": changed_beside,
+    "a batch that is not repeated": lambda self, x: torch.bmm(x[:1], self.w[None].expand(-1, -1, -1)),
+}
+
+
+@pytest.mark.parametrize("name", NO_MAPS)
+@pytest.mark.parametrize("batch", ["static", "dynamic"])
+def test_a_batched_product_with_several_matrices_is_no_map(name, batch):
+    """A vector along the channels of the first matrix would scale the others as well."""
+    module = Net(
+        lambda self, x: self.bn(NO_MAPS[name](self, torch.sigmoid(x)).mT),
+        bn=nn.BatchNorm1d(4),
+        w=weight(4, 4),
+        several=nn.Parameter(torch.randn(3, 4, 4)),
+        column=weight(4, 1),
+    )
+    fixed = batch == "static" or "several" in NO_MAPS[name].__code__.co_names or name == "two constants"
+    dynamic = None if fixed else (({0: torch.export.Dim("batch", min=2)},),)
+
+    assert not maps(graph_of(trained(module), double(3, 4, 4), dynamic=dynamic))
+    fold(trained(module), double(3, 4, 4), dynamic=dynamic)
+
+
 def test_a_matrix_product_and_its_bias_are_one_map():
     module = Net(lambda self, x: x @ self.w + self.b, w=weight(4, 6), b=nn.Parameter(torch.randn(6)))
 

@@ -48,12 +48,19 @@ def test_most_batch_norms_fold() -> None:
 
 def test_the_comparison_can_fail() -> None:
     """A bias that is off by one part in 10^8 is seen."""
-    program = next(program for program in map(_program, range(100)) if fold_program(program).changed)
-    folded = fold_program(program).program
-    bias = next(tensor for name, tensor in folded.state_dict.items() if name.endswith("bias"))
-    bias += 1e-8 * bias.abs().max()
-    with pytest.raises(AssertionError, match="off by"):
-        check_values(program, folded, random_inputs(SHAPE), 1e-10)
+    seen = 0
+    for program in map(_program, range(10)):
+        folded = fold_program(program).program
+        new = (tensor for name, tensor in folded.state_dict.items() if tensor is not program.state_dict.get(name))
+        bias = next((tensor for tensor in new if tensor.ndim == 1), None)
+        if bias is None:
+            continue
+        bias += 1e-8 * bias.abs().max()
+        try:
+            check_values(program, folded, random_inputs(SHAPE), 1e-10)
+        except AssertionError:
+            seen += 1
+    assert seen > 5
 
 
 def _program(seed: int) -> torch.export.ExportedProgram:
