@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .compare import Verification
 
 
+_STDOUT, _STDERR = 1, 2
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Code:
     """A module that was built, and how to call it.
@@ -82,11 +85,38 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     )
 
 
+def require_runs(code: Code) -> None:
+    """Raises UsageError if a module fails with its inputs, whatever torch.export makes of it."""
+    from bnfold.torch.copying import shadow  # noqa: PLC0415 - torch takes seconds to import
+    from bnfold.torch.descend import run_example  # noqa: PLC0415
+    from bnfold.torch.examples import type_hint  # noqa: PLC0415
+    from bnfold.torch.tracing import first_line  # noqa: PLC0415
+
+    try:
+        run_example(shadow(code.module), code.call, "")
+    except Exception as error:  # whatever the code of the module raises
+        message = f"{type(code.module).__name__} fails with these inputs: {first_line(error)}"
+        hint = type_hint(code.module, code.call)
+        hint = hint or "Check their shapes and element types, and for integers --val-range."
+        raise UsageError(message, hint=hint) from error
+
+
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Sends to stderr what a model's own code prints: stdout is for results."""
-    with redirect_stdout(sys.stderr):
-        yield
+    """Sends to stderr what a model's own code prints, in Python or not: stdout is for results."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+    except OSError:  # one of them is closed
+        kept = None
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, _STDOUT)
+            os.close(kept)
 
 
 def _module(model: str, arguments: Mapping[str, object], options: CodeOptions) -> "torch.nn.Module":

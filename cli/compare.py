@@ -90,17 +90,33 @@ def compare(
     """
     import bnfold  # noqa: PLC0415 - `bnfold --help` need not wait for it
 
-    return bnfold.verify(
-        original,
-        folded,
-        inputs=options.loaded_inputs(),
-        example_inputs=call,
-        device=options.device,
-        samples=options.samples,
-        seed=options.seed,
-        shapes=options.parsed_shapes() or None if call is None else None,
-        value_ranges=options.parsed_ranges() or None,
-        rtol=options.rtol,
-        atol=options.atol,
-        tf32=options.tf32,
-    )
+    try:
+        return bnfold.verify(
+            original,
+            folded,
+            inputs=options.loaded_inputs(),
+            example_inputs=call,
+            device=options.device,
+            samples=options.samples,
+            seed=options.seed,
+            shapes=options.parsed_shapes() or None if call is None else None,
+            value_ranges=options.parsed_ranges() or None,
+            rtol=options.rtol,
+            atol=options.atol,
+            tf32=options.tf32,
+        )
+    except bnfold.VerificationError as error:
+        hint = _type_hint(original, call)
+        if not hint:
+            raise
+        raise bnfold.VerificationError(str(error), hint=hint) from error
+
+
+def _type_hint(original: object, call: "Call | None") -> str:
+    if call is None:
+        return ""
+    import torch  # noqa: PLC0415 - only a module of torch has a call
+
+    from bnfold.torch.examples import type_hint  # noqa: PLC0415
+
+    return type_hint(original, call) if isinstance(original, torch.nn.Module) else ""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bnfold.errors import OutputError, UnsupportedModelError
+from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError
 
-from .code import Code, build
+from .code import Code, build, require_runs
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
 
@@ -164,7 +164,11 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
             return compare(code.module, staged, verification, code.call)
 
         if options.suffix == ".onnx":
-            return _fold_to_onnx(program, source, options, code.dynamic, verify, stack)
+            try:
+                return _fold_to_onnx(program, source, options, code.dynamic, verify, stack)
+            except UnsupportedModelError:
+                require_runs(code)
+                raise
         return _job(
             bnfold.fold(program, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge),
             source,
@@ -190,9 +194,10 @@ def _exported(code: Code) -> "torch.export.ExportedProgram":
     try:
         return trace(code.module, code.call, code.dynamic_shapes)
     except Refused as refused:
+        require_runs(code)
         hint = "A .safetensors file can be written all the same: it needs only what can be exported of the parts."
         if code.dynamic_shapes:
-            hint = f"Perhaps an axis of --dynamic cannot vary. {hint}"
+            hint = "Perhaps an axis of --dynamic cannot vary, or only together with another one."
         name = type(code.module).__name__
         raise UnsupportedModelError(f"torch.export refuses {name}: {refused.reason}.", hint=hint) from refused
 
@@ -215,8 +220,11 @@ def _fold_to_onnx(
     first = bnfold.fold(program, skip=options.skip, only=options.only, leftover=leftover, merge=options.merge)
     beside = None if options.output is None else options.output.resolve().parent
     path = stack.enter_context(exported_file(first.model, beside, dynamic=dynamic))
-    kept = _batch_norms(bnfold.inspect(path)) if chosen else ()
-    second = bnfold.fold(path, skip=tuple(map(glob.escape, kept)), leftover=options.leftover, merge=options.merge)
+    try:
+        kept = _batch_norms(bnfold.inspect(path)) if chosen else ()
+        second = bnfold.fold(path, skip=tuple(map(glob.escape, kept)), leftover=options.leftover, merge=options.merge)
+    except ModelLoadError as error:
+        raise _not_valid(error) from error
     plan = first.plan if chosen else _both(first.plan, second.plan)
     return Job(
         plan,
@@ -226,6 +234,15 @@ def _fold_to_onnx(
         source=source,
         stage=lambda destination: second.staged(destination, force=options.force),
         verify=verify,
+    )
+
+
+def _not_valid(error: ModelLoadError) -> UnsupportedModelError:
+    """What is said of a file by torch.onnx that cannot be loaded, such as one with a Conv of bfloat16."""
+    said = (str(error).partition(": ")[2] or str(error)).rstrip(".")
+    return UnsupportedModelError(
+        f"what torch.onnx makes of the model is not valid: {said}",
+        hint="Write a .pt2 file instead; a model in bfloat16 can be exported in float16 or float32.",
     )
 
 

@@ -57,13 +57,14 @@ def main() -> None:
     """Runs the command line and leaves with its exit code."""
     try:
         app()
+    except SystemExit as stop:  # typer makes one of an interruption, and says nothing
+        if stop.code == INTERRUPTED_EXIT_CODE:
+            typer.echo("interrupted; no file was left half written.", err=True)
+        raise
     except BnfoldError as error:
         sentence = f"error: {str(error).rstrip('.')}."
         typer.echo(f"{sentence} {error.hint}".rstrip(), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written.", err=True)
-        sys.exit(INTERRUPTED_EXIT_CODE)
     except Exception as error:  # noqa: BLE001 - the last door: whatever it is, it is our bug and gets exit code 70
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"

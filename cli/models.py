@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bnfold.errors import UsageError
+from bnfold.errors import ModelLoadError, UsageError
 from bnfold.torch.import_path import is_import_path
 
 _STATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -26,7 +26,11 @@ class ModelKind(StrEnum):
 
 
 def kind_of(model: str) -> ModelKind:
-    """Tells what a word of the command line names; what cannot be told is an ONNX file, which loading will deny."""
+    """Tells what a word of the command line names.
+
+    Raises:
+        ModelLoadError: It is no file, and does not have the form of an import path.
+    """
     suffix = Path(model).suffix.lower()
     if suffix == ".pt2":
         return ModelKind.PROGRAM
@@ -34,7 +38,20 @@ def kind_of(model: str) -> ModelKind:
         return ModelKind.STATE if suffix in _STATE_SUFFIXES else ModelKind.ONNX
     if is_import_path(model):
         return ModelKind.CODE
-    return ModelKind.STATE if suffix in _STATE_SUFFIXES else ModelKind.ONNX
+    if suffix in _STATE_SUFFIXES:
+        return ModelKind.STATE
+    raise ModelLoadError(f"{model} is no file, and no package.module:factory.", hint=_hint(model))
+
+
+def _hint(model: str) -> str:
+    """What somebody may have meant."""
+    path, _, name = model.partition(":")
+    plain, attribute = path.removesuffix(".py").replace("/", ".").strip("."), name.partition("(")[0]
+    if attribute != name:
+        return f"A name goes there, not a call: {plain}:{attribute}, and arguments with --kwargs."
+    if is_import_path(f"{plain}:{name}"):
+        return f"Perhaps {plain}:{name}?"
+    return "Give the path of an .onnx or .pt2 file, or code as in torchvision.models:resnet50."
 
 
 @dataclass(frozen=True, slots=True)

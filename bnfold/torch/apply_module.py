@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold.plan import Plan
@@ -122,7 +122,8 @@ def apply_module(module: ModuleT, edits: Edits, *, inplace: bool) -> ModuleT:
     for write in edits.added:
         ((path, name),) = write.places
         layer = module.get_submodule(path)
-        weight = layer.get_parameter("weight")
+        weight = layer.weight
+        assert isinstance(weight, Tensor)  # noqa: S101 - a parameter, or what still computes one
         bias = to_torch(write.compute(), weight.device)
         layer.register_parameter(name, nn.Parameter(bias, requires_grad=weight.requires_grad))
     for path, remains in edits.removed.items():
@@ -179,10 +180,20 @@ def _materialise(module: nn.Module, name: str, values: Array) -> None:
     elif isinstance(hook, SpectralNorm):
         remove_spectral_norm(module, name)
         del module._parameters[name]
+        _drop_loading_hook(module, name)
     else:  # prune.remove would write into the original, which may be tied
         del module._forward_pre_hooks[key], module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
         delattr(module, name)
     module.register_parameter(name, nn.Parameter(to_torch(values, device), requires_grad=needs_grad))
+
+
+def _drop_loading_hook(module: nn.Module, name: str) -> None:
+    """Takes away the hook that wants the weight of a spectral norm in state dicts; torch looks for it and misses it."""
+    hooks = module._load_state_dict_pre_hooks
+    for key, hook in [*hooks.items()]:
+        inner = getattr(hook, "hook", hook)
+        if isinstance(inner, SpectralNormLoadStateDictPreHook) and inner.fn.name == name:
+            del hooks[key]
 
 
 def _drop_parametrization(module: nn.Module, name: str, values: Array) -> None:

@@ -7,23 +7,20 @@ rest is found in a plan, written into the graph too, and planned again, until a 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 from torch import nn
 
 from bnfold import planner
 from bnfold.graph import AffineNode, Graph, MapNode, Node, Op, OpNode, Stop, StopCode, Value
 from bnfold.plan import Plan
-from bnfold.rounding import Array
 from bnfold.torch.capture import Capture
-from bnfold.torch.homes import Home, Homes
+from bnfold.torch.homes import Computed, Home, Homes
 from bnfold.torch.layout import broken_views
 from bnfold.torch.removal import Removal, Removals
-from bnfold.torch.slots import Group, Slots, readers
+from bnfold.torch.shared_changes import Change
+from bnfold.torch.slots import Group, Place, Readers, Slots
 from bnfold.torch.traces import Traces, handle
-from bnfold.weights import Folding
 
 
 class Constraints:
@@ -34,6 +31,7 @@ class Constraints:
         traces: What ran where.
         captured: What was captured.
         slots: The parameters of the module.
+        reads: The nodes that read each parameter.
         watched: The paths of modules with hooks.
 
     Attributes:
@@ -41,13 +39,20 @@ class Constraints:
         homes: Where the weights of each map that may change are kept.
     """
 
-    def __init__(self, graph: Graph, traces: Traces, captured: Capture, slots: Slots, watched: frozenset[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        traces: Traces,
+        captured: Capture,
+        slots: Slots,
+        reads: Readers,
+        watched: frozenset[str],
+    ) -> None:
         self.removals: dict[AffineNode, Removal] = {}
         self.homes: dict[MapNode, Home] = {}
         self._graph = graph
         self._traces = traces
         self._captured = captured
-        reads = readers(slots, captured.pieces)
         self._homes = Homes(graph, traces, slots, reads, captured)
         for node, removal in Removals(traces, slots, reads, captured).find(graph).items():
             if isinstance(removal, Stop):
@@ -79,6 +84,22 @@ class Constraints:
                 self._block(map_, stop)
             if not stops and not blocks:
                 return plan
+
+    def keep(self, stops: Mapping[Place, Stop], paths: Mapping[nn.Module, str]) -> None:
+        """Lets places of the module stay as they are in every further plan.
+
+        Args:
+            stops: The reason for each.
+            paths: The paths of the modules.
+        """
+        for affine, removal in self.removals.items():
+            stop = stops.get(Place(paths[removal.module], None))
+            affine.stop = affine.stop or stop
+        for map_, home in self.homes.items():
+            places = [place for kept in (home.weight, home.bias) for place in _places(kept, home, paths)]
+            stop = next((stops[place] for place in places if place in stops), None)
+            if stop is not None:
+                self._block(map_, stop)
 
     def with_merges(self, skip: tuple[str, ...], only: tuple[str, ...]) -> Plan:
         """What a graph could do with what a module cannot: a plan in which branches are merged."""
@@ -179,7 +200,7 @@ class Constraints:
                 yield node, Stop(StopCode.NEEDS_GRAPH, reason)
         for shared, nodes in self._together().items():
             changes = [
-                _Change(shared, self.homes.get(node), plan.foldings.get(node), biases.get(node)) for node in nodes
+                Change(shared, self.homes.get(node), plan.foldings.get(node), biases.get(node)) for node in nodes
             ]
             odd = next(
                 (node for node, change in zip(nodes, changes, strict=True) if not changes[0].agrees(change)), None
@@ -199,43 +220,14 @@ class Constraints:
         return {shared: [*nodes] for shared, nodes in found.items() if len(nodes) > 1}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Change:
-    """What becomes of something that several maps share: a parameter, or a module of which they are calls.
-
-    Attributes:
-        shared: The parameter or the module.
-        home: Where the weights of the map are kept; None if it stays as it is.
-        folding: What the map absorbs; None if nothing.
-        bias: Its new bias; None if it has none, or nothing is absorbed.
-    """
-
-    shared: Group | nn.Module
-    home: Home | None
-    folding: Folding | None
-    bias: Array | None
-
-    def agrees(self, other: "_Change") -> bool:
-        """Whether two maps change it alike."""
-        if self.folding is None or other.folding is None or self.home is None or other.home is None:
-            return self.folding is other.folding
-        one, two = self.folding.linear, other.folding.linear
-        is_weight = self.home.weight is self.shared
-        if isinstance(self.shared, Group) and is_weight is not (other.home.weight is self.shared):
-            return False
-        if is_weight or isinstance(self.shared, nn.Module):
-            alike = (one.out_first, one.groups) == (two.out_first, two.groups)
-            if not alike or not all(map(_same, self._scales(), other._scales())):
-                return False
-        return is_weight or _same(self.bias, other.bias)
-
-    def _scales(self) -> tuple[Array | None, Array | None]:
-        assert self.folding is not None  # noqa: S101 - the caller has looked
-        inner, outer = self.folding.inner, self.folding.outer
-        return (None if inner is None else inner.scale), (None if outer is None else outer.scale)
-
-
-def _same(one: Array | None, other: Array | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
+def _places(kept: Group | Computed | None, home: Home, paths: Mapping[nn.Module, str]) -> Iterator[Place]:
+    """Where a weight or a bias is, or would be."""
+    match kept:
+        case Computed():
+            yield Place(paths[kept.module], kept.name)
+        case Group():
+            yield from (Place(slot.path, slot.name) for slot in kept.slots)
+        case None if home.owner is not None:
+            yield Place(paths[home.owner], "bias")
+        case _:
+            pass

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnfold.graph import AffineNode, Graph, Kind, StopCode
 from bnfold.plan import Fold, Left, Plan
 from bnfold.torch.removal import ONLY_A_GRAPH
-from bnfold.torch.slots import Slots
+from bnfold.torch.slots import Readers, Slots
 from bnfold.torch.traces import Traces, handle
 
 EntryT = TypeVar("EntryT", Fold, Left)
@@ -25,11 +25,11 @@ def is_batch_norm_module(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or "FrozenBatchNorm" in type(module).__name__
 
 
-def batch_norm_modules(graph: Graph, traces: Traces, slots: Slots) -> dict[AffineNode, nn.Module]:
+def batch_norm_modules(graph: Graph, traces: Traces, slots: Slots, reads: Readers) -> dict[AffineNode, nn.Module]:
     """The module that each batch norm of a graph is, where it is one."""
     found = {}
     for node in graph.affines:
-        module = _module(node, traces, slots) if node.kind is Kind.BATCH_NORM else None
+        module = _module(node, traces, slots, reads) if node.kind is Kind.BATCH_NORM else None
         if module is not None:
             found[node] = module
     return found
@@ -75,11 +75,12 @@ def left_to_a_graph(plan: Plan, merged: Plan) -> Plan:
     return replace(plan, left=tuple(left))
 
 
-def _module(node: AffineNode, traces: Traces, slots: Slots) -> nn.Module | None:
+def _module(node: AffineNode, traces: Traces, slots: Slots, reads: Readers) -> nn.Module | None:
     module = traces.module(handle(node).module)
     if module is not None and is_batch_norm_module(module):
         return module
     groups = [group for group in map(slots.find, handle(node).parameters) if group is not None]
+    groups += [group for group, readers in reads.items() if handle(node).node in readers]
     owners = {slot.module for group in groups for slot in group.slots if is_batch_norm_module(slot.module)}
     return owners.pop() if len(owners) == 1 else None
 

@@ -91,6 +91,21 @@ def dynamic_shapes(
     return shapes
 
 
+def type_hint(module: torch.nn.Module, call: Call) -> str:
+    """What to type where a module has other element types than what it is called with; "" if that fits."""
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    if len(kinds) != 1:
+        return ""
+    (wanted,) = kinds
+    positional, named = call
+    names = [name for name, parameter in inspect.signature(module.forward).parameters.items()]
+    for name, value in {**dict(zip(names, positional, strict=False)), **named}.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype is not wanted:
+            shape, kind = ",".join(map(str, value.shape)), str(wanted).removeprefix("torch.")
+            return f"The module is in {kind}: give --input {name}:{shape}:{kind}, or data of that type."
+    return ""
+
+
 class _Names:
     """The inputs of a forward."""
 

@@ -62,10 +62,10 @@ def _attribute(import_path: str) -> object:
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
-            raise ModelLoadError(
-                f"There is no module {missing!r} to import.",
-                hint="Modules are looked for in the current folder, and where Python is installed.",
-            ) from error
+            hint = "Modules are looked for in the current folder, and where Python is installed."
+            if module_name.endswith(".py"):
+                hint = f"Write {module_name.removesuffix('.py')}:{attributes}, without .py."
+            raise ModelLoadError(f"There is no module {missing!r} to import.", hint=hint) from error
         raise ModelLoadError(f"Importing {module_name} failed: {_said(error)}") from error
     for name in attributes.split("."):
         if not hasattr(found, name):

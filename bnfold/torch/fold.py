@@ -21,7 +21,8 @@ from bnfold.torch.hooks import all_are_watched
 from bnfold.torch.inputs import DynamicShapes, ExampleInputs, check_inputs, split_inputs
 from bnfold.torch.lift import lift
 from bnfold.torch.memory_order import keep_memory_order
-from bnfold.torch.slots import Slots
+from bnfold.torch.rehearsal import Rehearsal
+from bnfold.torch.slots import Slots, readers
 from bnfold.torch.traces import Traces
 from bnfold.torch.unreached import add_unreached, explain_borders
 from bnfold.torch.wrappers import refuse_unsupported, unwrap
@@ -139,13 +140,20 @@ def _planned(
             node.stop = node.stop or Stop(StopCode.HOOKS, "hooks for all modules are registered, which see everything")
     slots, traces = Slots(traced), Traces(traced, graph, captured.pieces)
     paths = {child: path for path, child in traced.named_modules()}
-    modules = batch_norm_modules(graph, traces, slots)
+    reads = readers(slots, captured.pieces, module)
+    modules = batch_norm_modules(graph, traces, slots, reads)
     name_like_modules(graph, modules, paths)
-    constraints = Constraints(graph, traces, captured, slots, seen)
+    constraints = Constraints(graph, traces, captured, slots, reads, seen)
     add_unreached(graph, {*modules.values()}, traced, captured)
-    plan = constraints.plan(skip, only)
+    rehearsal = Rehearsal(module, arguments, captured)
+    while True:
+        plan = constraints.plan(skip, only)
+        edits = edits_of(plan, constraints, module, paths)
+        objections = rehearsal.objections(edits)
+        if not objections:
+            break
+        constraints.keep(objections, paths)
     if plan.left:
         plan = left_to_a_graph(plan, constraints.with_merges(skip, only))
-    edits = edits_of(plan, constraints, module, paths)
     removed = Counter(step.source.op_type for step in plan.steps)
     return _Planned(one_entry_a_module(plan, modules), edits, dict(ops), dict(ops - removed))

@@ -108,7 +108,7 @@ class Removals:
         if not all(call.is_known for call in called):
             return f"'{name}' is called in a nested graph"
         if all(call.is_simple for call in called):
-            return f"'{name}' does more than this"
+            return f"'{name}' does more than scale and shift its input"
         return f"'{name}' is not called with one tensor by its position, or returns more than one"
 
     def _remains(

@@ -20,6 +20,7 @@ from bnfold.errors import BnfoldError, OutputError
 from bnfold.onnx.source_file import reason_of
 from bnfold.staging import keep_mode, make_folder, require_not_source, require_writable
 from bnfold.torch.archive import check_archive
+from bnfold.torch.returned import require_none_of
 from bnfold.torch.state_dict import read_weights
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def stage_program(
 
     Raises:
         OutputError: The destination is not fit to be written, or writing failed.
-        UnsupportedModelError: torch.onnx cannot export the program.
+        UnsupportedModelError: torch.onnx cannot export the program, or torch.export cannot save it.
     """
     destination = Path(os.path.realpath(path))
     require_writable(destination, PROGRAM_SUFFIXES, "an exported program")
@@ -173,6 +174,7 @@ def _write_safetensors(tensors: dict[str, torch.Tensor], target: Path) -> None:
 
 
 def _write_program(program: ExportedProgram, target: Path) -> None:
+    require_none_of((str,), program, "a .pt2 file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(program, target)

@@ -33,6 +33,19 @@ class Slot:
         return f"{self.path}.{self.name}" if self.path else self.name
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something of a module by its path, in whatever copy of the module.
+
+    Attributes:
+        path: The path of a module.
+        name: The name of a parameter there; None if the module itself is meant.
+    """
+
+    path: str
+    name: str | None
+
+
 @dataclass(slots=True, eq=False)
 class Group:
     """A tensor, and every place that it is in.
@@ -107,12 +120,26 @@ Readers = Mapping[Group, Counter[fx.Node]]
 """The nodes that read each tensor, with how many times each."""
 
 
-def readers(slots: Slots, pieces: Sequence[Piece]) -> Readers:
-    """Who reads the tensors of a module in the programs that were captured of it."""
+def readers(slots: Slots, pieces: Sequence[Piece], origin: nn.Module) -> Readers:
+    """Who reads the tensors of a module in the programs that were captured of it.
+
+    Args:
+        slots: The tensors.
+        pieces: The programs; what code reads from a list or a closure is a constant there, with memory to know it by.
+        origin: The module that was copied to be captured: closures still have its buffers.
+    """
+    by_memory = {memory(group.tensor): group for group in slots.groups}
+    for name, buffer in origin.named_buffers(remove_duplicate=False):
+        group = slots.find(name)
+        if group is not None:
+            by_memory.setdefault(memory(buffer), group)
     found: dict[Group, Counter[fx.Node]] = {}
     for piece in pieces:
         for name, nodes in readers_by_name(piece.program).items():
+            constant = piece.program.constants.get(name)
             group = slots.find(within(piece.path, name))
+            if group is None and isinstance(constant, Tensor):
+                group = by_memory.get(memory(constant))
             if group is not None:
                 found.setdefault(group, Counter()).update(nodes)
     return found

@@ -77,9 +77,8 @@ def load_weights(module: torch.nn.Module, path: str | os.PathLike[str], *, trust
         kinds = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise ModelLoadError(f"{absolute} holds no state dict, but {kinds[:200] or 'nothing'}.")
     wanted = _shapes(module)
-    ranked = sorted(candidates, key=lambda candidate: candidate.misfits(wanted))  # stable: the first of the best
-    best = ranked[0]
-    if best.misfits(wanted):
+    best = min(candidates, key=lambda candidate: candidate.misfits(wanted, module))  # the first of the best
+    if best.misfits(wanted, module):
         raise _misfit(best, module, absolute)
     is_meta = any(tensor.is_meta for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
     try:
@@ -156,8 +155,9 @@ def _asked_for(error: Exception) -> str:
 
 def _damaged(path: Path, kind: str, error: Exception) -> ModelLoadError:
     said = " ".join(str(error).split(". ")[0].split())[:200]
+    says_something = " " in said and not said.startswith("Weights only load failed")
     return ModelLoadError(
-        f"{path} cannot be read as a file of {kind}: {said or type(error).__name__}.",
+        f"{path} cannot be read as a file of {kind}{f': {said}' if says_something else ''}.",
         hint="It may be truncated, damaged or of another format.",
     )
 
@@ -170,9 +170,10 @@ class _Candidate:
     nest: tuple[str, ...]
     prefix: str
 
-    def misfits(self, wanted: _Wanted) -> int:
-        """How many names or shapes do not fit."""
-        return len(self.missing(wanted)) + len(self.unexpected(wanted)) + len(self.misshapen(wanted))
+    def misfits(self, wanted: _Wanted, module: torch.nn.Module) -> int:
+        """How many names, shapes or element types do not fit."""
+        findings = (self.missing(wanted), self.unexpected(wanted), self.misshapen(wanted), self.mistyped(module))
+        return sum(map(len, findings))
 
     def missing(self, wanted: _Wanted) -> list[str]:
         """Names that the module has and the checkpoint lacks; one name of tied weights is enough."""
@@ -191,6 +192,19 @@ class _Candidate:
             for name, tensor in self.tensors.items()
             if name in wanted and tuple(tensor.shape) != wanted[name][0]
         ]
+
+    def mistyped(self, module: torch.nn.Module) -> list[str]:
+        """Tensors that would lose what they mean: integers where floating-point numbers belong, or the reverse."""
+        wanted = module.state_dict()
+        return [
+            f"{name} is {_kind(tensor)}, not {_kind(wanted[name])}"
+            for name, tensor in self.tensors.items()
+            if name in wanted and tensor.is_floating_point() is not wanted[name].is_floating_point()
+        ]
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shapes(module: torch.nn.Module) -> _Wanted:
@@ -242,6 +256,7 @@ def _misfit(best: _Candidate, module: torch.nn.Module, path: Path) -> ModelLoadE
         _listed("missing", best.missing(wanted)),
         _listed("unexpected", best.unexpected(wanted)),
         _listed("of another shape", best.misshapen(wanted)),
+        _listed("of another type", best.mistyped(module)),
     ]
     return ModelLoadError(
         f"{path} does not fit {type(module).__name__}: {'; '.join(filter(None, findings))}.",

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from bnfold.errors import OutputError, UnsupportedModelError
 from bnfold.onnx.source_file import reason_of
 from bnfold.torch.examples import DynamicAxes
+from bnfold.torch.returned import require_none_of
 from bnfold.torch.tracing import quiet
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def export_onnx(program: ExportedProgram, path: Path, *, dynamic: DynamicAxes | 
         dynamic: Names for dynamic axes.
 
     Raises:
-        UnsupportedModelError: torch.onnx has no translation for something in it.
+        UnsupportedModelError: torch.onnx has no translation for something in it, or it returns more than tensors.
     """
+    require_none_of((bool, int, float, str), program, "an ONNX file")
     names = output_names(program)
     try:
         with quiet(), _exporter_quiet():
@@ -178,7 +180,8 @@ def _said(error: BaseException) -> str:
     """The innermost cause in one line: the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).partition("While executing")[0].split())[:300]
+    return f"{type(error).__name__}: {text}"
 
 
 def _key(key: pytree.KeyEntry) -> str:

@@ -12,6 +12,12 @@ from torch.export import ExportedProgram
 
 from bnfold.torch.inputs import DynamicShapes
 
+_FIXES = "Suggested fixes:"
+"""Behind this torch.export says what the sizes have to be that were to vary."""
+
+_GUARD_DETAILS = " (unhinted:"
+"""From here on torch.export repeats itself in other symbols."""
+
 Arguments = tuple[tuple[object, ...], Mapping[str, object]]
 
 
@@ -70,8 +76,13 @@ def trace(
 
 
 def first_line(error: BaseException | None) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The first line of what an exception says; of torch.export's what a reader can do something with."""
+    text = str(error).strip() or type(error).__name__
+    _, _, fixes = text.partition(_FIXES)
+    if fixes:
+        wanted = [line.strip() for line in fixes.split("\n\n")[0].splitlines() if line.strip()]
+        return f"its code needs {', '.join(wanted)}"
+    return text.splitlines()[0].partition(_GUARD_DETAILS)[0].rstrip(".")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the tests name as package.module:factory."""
 
+import os
 import sys
 
 import torch
@@ -117,3 +118,29 @@ def wrapped():
 
 instance = Net()
 number = 7
+
+
+class Texts(Net):
+    """Returns more than tensors."""
+
+    def forward(self, image):
+        return {**super().forward(image), "note": "hi", "width": 8}
+
+
+def half():
+    return Net().half()
+
+
+def brain():
+    return Net().bfloat16()
+
+
+def shouting():
+    """Prints past Python."""
+    os.write(1, b"from below\n")
+    return Net()
+
+
+class Interrupted(Net):
+    def forward(self, image):
+        raise KeyboardInterrupt

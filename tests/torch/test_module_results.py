@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import threading
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -144,7 +146,10 @@ def test_inference_tensors() -> None:
     with torch.inference_mode():
         module = network()
         reference = run(module, images())
-    assert distance(run(bnfold.fold(module, images()).model, images()), reference) < EXACT
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["stem.1", "norm"]
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    assert distance(run(result.model, images()), reference) < EXACT
     bnfold.fold(module, images(), inplace=True)
     with torch.inference_mode():
         assert distance([module(*images())], reference) < EXACT
@@ -256,15 +261,51 @@ def test_a_lazy_module_that_has_been_run() -> None:
     assert folded_names(fold(trained(module), images())) == ["1"]
 
 
-def test_a_module_that_cannot_be_copied() -> None:
-    class Locked:
-        def __deepcopy__(self, memo: object) -> None:
-            raise TypeError("cannot copy a lock")
-
+def test_an_attribute_that_cannot_be_copied_is_shared() -> None:
     module = network()
-    module.lock = Locked()
-    with pytest.raises(UnsupportedModelError, match="cannot copy a lock"):
-        bnfold.fold(module, images())
+    module.lock = threading.Lock()
+    folded = fold(module, images()).model
+    assert folded.lock is module.lock
+    assert type(folded.norm) is nn.Identity
+
+
+def _itself(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    return module
+
+
+def _another(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    made = type(module)().double().eval()
+    made.load_state_dict(module.state_dict())
+    return made
+
+
+def _fails(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    raise TypeError("no copies of me")
+
+
+def _other_modules(module: nn.Module, memo: dict[int, object]) -> nn.Module:
+    return nn.Sequential()
+
+
+@pytest.mark.parametrize(
+    ("copies", "says"),
+    [
+        (_itself, "the same object"),
+        (_another, "tensors of its own"),
+        (_fails, "no copies of me"),
+        (_other_modules, "other submodules"),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_module_that_does_not_copy_as_others_do(copies: Callable[..., nn.Module], says: str, inplace: bool) -> None:
+    class Stubborn(Network):
+        __deepcopy__ = copies
+
+    module = trained(Stubborn())
+    state = fingerprint(module)
+    with pytest.raises(UnsupportedModelError, match=says):
+        bnfold.fold(module, images(), inplace=inplace)
+    assert fingerprint(module) == state
 
 
 def test_tensors_with_a_history_are_copied_without_it() -> None:

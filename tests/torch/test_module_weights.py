@@ -1,5 +1,6 @@
 """Where new weights can be put in a module: tied, computed, functional, with and without room for a bias."""
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch_modules import codes, distance, fold, folded_names, images, inputs, run, trained
+from torch_modules import EXACT, codes, distance, fold, folded_names, images, inputs, run, trained
 
 import bnfold
 from bnfold.graph import StopCode
@@ -56,6 +57,9 @@ def test_a_computed_weight_becomes_a_parameter_where_it_folds(kind: str) -> None
     assert conv.weight.requires_grad
     assert not conv._forward_pre_hooks
     assert sorted(result.model.state_dict())[:2] == ["0.bias", "0.weight"]
+    again = copy.deepcopy(result.model)
+    again.load_state_dict(result.model.state_dict())
+    assert distance(run(again, example), run(module, example)) < EXACT
     # What does not fold stays computed, and the original works as before.
     assert [type(module[0]), type(module[3])] == classes
     assert [*dict(module.named_parameters())] != [*dict(result.model.named_parameters())]

@@ -147,7 +147,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
     except RunError as error:
         raise VerificationError(
             f"{task.original.label} does not run, so nothing can be compared with it: {error}",
-            hint="Check example_inputs and the inputs.",
+            hint="Check the shapes, element types and values of the inputs.",
         ) from error
     del runner
     if placement.heavy_elsewhere:
