@@ -4,10 +4,10 @@ Recording costs time, so it is only for modules whose own code has to be known f
 in a forward that is not torch's, and those whose inputs and outputs somebody watches.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
@@ -71,17 +71,18 @@ def worth_recording(root: nn.Module) -> frozenset[str]:
 
 
 def _may_be_affine(module: nn.Module) -> bool:
-    """Whether a module has a forward of its own, and only vectors to compute with."""
+    """Whether a module has a forward of its own, and only vectors to compute with.
+
+    A scale and a shift of one number each, as some networks have behind every activation, are not worth the time that
+    recording takes.
+    """
     if type(module).__module__.startswith("torch.nn."):
         return False
-    tensors = [*_tensors(module)]
-    return bool(tensors) and all(tensor.numel() == max(tensor.shape, default=1) for tensor in tensors)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            yield tensor
+    own = [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
+    every = (tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
+    if len(own) <= 2 and all(tensor.numel() == 1 for tensor in own):
+        return False
+    return all(tensor.numel() == max(tensor.shape, default=1) for tensor in every)
 
 
 def _only_argument(args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:

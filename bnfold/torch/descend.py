@@ -5,18 +5,18 @@ these lines call are captured one by one, and what the lines do in between is no
 they read: operators are watched while no module further down is running.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnfold.torch.tracing import Arguments, quiet
+from bnfold.torch.running import followed, undisturbed
+from bnfold.torch.tracing import Arguments
 
 
 class _Where(Enum):
@@ -53,14 +53,7 @@ def run_example(root: nn.Module, arguments: Arguments, path: str) -> Frame:
     """
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     watch = _Watch(root, root.get_submodule(path))
-    with (
-        quiet(),
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
-        watch.hooks(),
-        _Reads(watch),
-    ):
+    with undisturbed(), watch.hooks(), _Reads(watch):
         root(*args, **kwargs)
     return watch.frame
 
@@ -87,19 +80,9 @@ class _Watch:
         """Whether it is the code of the watched module itself that runs."""
         return self._stack[-1] is _Where.FRAME
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
+    def hooks(self) -> AbstractContextManager[None]:
         """Watches all modules."""
-        handles = []
-        for module in self._paths:
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return followed(self._paths, self._enter, self._leave)
 
     def _enter(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         where = self._stack[-1]

@@ -6,7 +6,7 @@ that they were given.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeGuard
@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bnfold.torch.tracing import Arguments, quiet
+from bnfold.torch.running import followed, undisturbed
+from bnfold.torch.shape_cache import ShapeCache
+from bnfold.torch.tracing import Arguments
 
 _PLAIN = (int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
@@ -74,6 +76,7 @@ def record(
     edited: Edited,
     values: Values,
     *,
+    shapes: ShapeCache | None = None,
     parts: frozenset[str] = frozenset(),
     results: list[object] | None = None,
 ) -> Record:
@@ -84,6 +87,7 @@ def record(
         arguments: What to run it with.
         edited: What is not to be written down, because a fold changes it.
         values: What is computed.
+        shapes: Where nothing is computed: what is known of results from other runs of this kind.
         parts: The paths of modules whose results are kept.
         results: What these return, whatever they compute; by default what they compute.
 
@@ -92,10 +96,7 @@ def record(
     """
     run = _Run(module, edited, parts, results)
     with ExitStack() as stack:
-        stack.enter_context(quiet())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(undisturbed())
         torch.default_generator.manual_seed(0)  # not torch.manual_seed, which reaches the generators of all devices
         match values:
             case Values.META:
@@ -110,7 +111,7 @@ def record(
         for position, tensor in enumerate(leaf for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)):
             run.name(tensor, ("input", position))
         stack.enter_context(run.hooks())
-        with _Calls(run):
+        with _Calls(run, None if values is Values.REAL else shapes):
             result = module(*args, **kwargs)
     run.record.entries.append(("returns", run.described(result)))
     return run.record
@@ -143,19 +144,9 @@ class _Run:
         """Says which value a tensor is."""
         self._tokens[tensor] = token
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
+    def hooks(self) -> AbstractContextManager[None]:
         """Follows the calls of all modules."""
-        handles = []
-        for module in self._paths:
-            if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return followed(self._paths, self._enter, self._leave)
 
     def called(self, function: object, arguments: object, result: object) -> None:
         """Writes down a call of a function."""
@@ -175,7 +166,7 @@ class _Run:
     def described(self, value: object) -> object:
         """Nested values in a form that can be compared."""
         leaves, structure = pytree.tree_flatten(value)
-        return str(structure), tuple(map(self._leaf, leaves))
+        return structure, tuple(map(self._leaf, leaves))
 
     def _leaf(self, leaf: object) -> object:
         if isinstance(leaf, Tensor):
@@ -245,9 +236,10 @@ class _Frame:
 class _Calls(TorchFunctionMode):
     """Sees the calls of torch's functions."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, shapes: ShapeCache | None) -> None:
         super().__init__()
         self._run = run
+        self._shapes = shapes
 
     def __torch_function__(
         self,
@@ -256,8 +248,9 @@ class _Calls(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        result = func(*args, **(kwargs or {}))
-        self._run.called(func, (args, dict(kwargs or {})), result)
+        given = dict(kwargs or {})
+        result = func(*args, **given) if self._shapes is None else self._shapes.call(func, args, given)
+        self._run.called(func, (args, given), result)
         return result
 
 

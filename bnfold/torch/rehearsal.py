@@ -19,6 +19,7 @@ from bnfold.torch.capture import Capture
 from bnfold.torch.copying import copy_with, shadow
 from bnfold.torch.recording import Edited, Record, Values, named_tensors, record
 from bnfold.torch.removal import ONLY_A_GRAPH
+from bnfold.torch.shape_cache import ShapeCache
 from bnfold.torch.slots import Place
 from bnfold.torch.tensors import to_numpy
 from bnfold.torch.tracing import Arguments, first_line
@@ -41,6 +42,7 @@ class Rehearsal:
         self._arguments = arguments
         self._parts = frozenset(piece.path for piece in captured.pieces) if captured.refusals else frozenset()
         self._ways = [Values.REAL] if self._parts else [Values.META, Values.FAKE, Values.REAL]
+        self._shapes = ShapeCache()
         self._results: list[object] | None = None
         first: dict[Tensor, str] = {}
         self._names = {name: first.setdefault(tensor, name) for name, tensor in named_tensors(module)}
@@ -98,6 +100,7 @@ class Rehearsal:
                 return self._record(self._copy(), edited)
             except Exception:  # noqa: BLE001 - whatever the code of the module raises
                 self._ways.pop(0)
+                self._shapes = ShapeCache()
         return None
 
     def _runs(self) -> bool:
@@ -120,7 +123,10 @@ class Rehearsal:
         return copy_with(self._module, tensors)
 
     def _record(self, module: nn.Module, edited: Edited) -> Record:
-        run = record(module, self._arguments, edited, self._ways[0], parts=self._parts, results=self._results)
+        way = self._ways[0]
+        run = record(
+            module, self._arguments, edited, way, shapes=self._shapes, parts=self._parts, results=self._results
+        )
         if self._parts and self._results is None:
             self._results = run.results
         return run

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/torch_cost.py [--rounds 3] [--only NAME]
 
-Time: torch.export.export, `bnfold.fold(module, inputs)` (which exports as well) and `bnfold.fold(program)` take turns in
-one process, and the best of the rounds counts. Ratios are to the export: (fold of the module − export) / export, and
+Time: torch.export.export, `bnfold.fold(module, inputs)` (which exports as well) and `bnfold.fold(program)` take turns
+in one process, and the best of the rounds counts. Ratios are to the export: (fold of the module − export) / export, and
 (fold of the program) / export. Design: at most 0.5. What the module's ratio exceeds the program's by is the copy of the
-module, and the record of what its submodules are called with, which torch.export is asked for.
+module, its rehearsal, and the record of what its submodules are called with, which torch.export is asked for.
 
 Memory: what a process takes at most while it exports or folds beyond what it had with the network built and run once
 (VmHWM of Linux), in units of the network's parameters. Design: the copy and little more.
@@ -89,7 +89,8 @@ def times(only: str | None, rounds: int) -> bool:
             lambda program=program: bnfold.fold(program).model,
         )
         on_top, ratio = whole / export - 1, alone / export
-        print(f"| {model.name} | {export:.2f} | {whole:.2f} s | {on_top:.2f} | {alone:.2f} s | {ratio:.2f} |", flush=True)
+        cells = f"{export:.2f} | {whole:.2f} s | {on_top:.2f} | {alone:.2f} s | {ratio:.2f}"
+        print(f"| {model.name} | {cells} |", flush=True)
         good &= max(on_top, ratio) <= MOST
     return good
 

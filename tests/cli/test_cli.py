@@ -9,27 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bnfold.cli.main import main
 from onnx import TensorProto, helper, numpy_helper
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits_resnet.onnx"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `bnfold` with some words; gives its exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def conv_bn(path, *, bns=1, relu_before=False, weight_channels=3):

@@ -1,13 +1,11 @@
 """What the command line says about branches that are merged, and those that stay."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from bnfold.cli.main import main
 from onnx import helper, numpy_helper
 
 BODY = """
@@ -42,22 +40,8 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, capsys.readouterr().out
-
-    return run
-
-
 def test_fold_merges_and_verifies(model, run, tmp_path):
-    code, out = run("fold", model, "-o", tmp_path / "out.onnx", "--device", "cpu")
+    code, out, _ = run("fold", model, "-o", tmp_path / "out.onnx", "--device", "cpu")
     assert code == 0
     assert "1 BatchNorm: all folded" in out
     assert "2 layers merged into 1, 20 of 164 multiply-adds per output position less" in out
@@ -73,14 +57,14 @@ def test_fold_merges_and_verifies(model, run, tmp_path):
 
 
 def test_no_merge_leaves_the_branches(model, run, tmp_path):
-    code, out = run("fold", model, "-o", tmp_path / "out.onnx", "--no-merge", "--device", "cpu")
+    code, out, _ = run("fold", model, "-o", tmp_path / "out.onnx", "--no-merge", "--device", "cpu")
     assert code == 0
     assert "merged" not in out
     assert len([node for node in onnx.load(tmp_path / "out.onnx").graph.node if node.op_type == "Conv"]) == 5
 
 
 def test_the_report_has_the_merges(model, run, tmp_path):
-    _, out = run("fold", model, "-o", tmp_path / "out.onnx", "--device", "cpu", "--json")
+    _, out, _ = run("fold", model, "-o", tmp_path / "out.onnx", "--device", "cpu", "--json")
     (merge,) = json.loads(out)["merges"]
     assert merge == {
         "nodes": ["Conv(b)", "BatchNormalization(i)"],
@@ -101,9 +85,9 @@ def test_the_report_has_the_merges(model, run, tmp_path):
 
 
 def test_inspect_lists_them(model, run):
-    code, out = run("inspect", model)
+    code, out, _ = run("inspect", model)
     assert code == 0
     assert "2 layers can be merged into 1" in out
     assert "branches that stay" in out
-    _, out = run("inspect", model, "--json")
+    _, out, _ = run("inspect", model, "--json")
     assert len(json.loads(out)["merges"]) == len(json.loads(out)["apart"]) == 1

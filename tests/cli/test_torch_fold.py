@@ -17,7 +17,6 @@ onnx = pytest.importorskip("onnx")
 nn = torch.nn
 
 import onnxruntime  # noqa: E402
-from bnfold.cli.main import main  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import bnfold  # noqa: E402
@@ -26,28 +25,7 @@ HERE = Path(__file__).parent
 QUICK = ("--device", "cpu", "--samples", "1")
 IMAGE = ("--input", "1,3,8,8")
 
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs `bnfold` with some words in a folder of its own; gives its exit code, stdout and stderr."""
-    shutil.copy(HERE / "torch_factories.py", tmp_path / "nets.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
-    sys.modules.pop("nets", None)
+pytestmark = pytest.mark.usefixtures("factories")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What `bnfold` says about PyTorch models that cannot be folded like this: one sentence, and what to do."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,34 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from bnfold.cli.main import main  # noqa: E402
-
-HERE = Path(__file__).parent
 QUICK = ("--device", "cpu", "--samples", "1")
 IMAGE = ("--input", "1,3,8,8")
 
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs `bnfold` with some words in a folder of its own; gives its exit code, stdout and stderr."""
-    shutil.copy(HERE / "torch_factories.py", tmp_path / "nets.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "nets", raising=False)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["bnfold", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = 0 if stop.code is None else stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    yield run
-    sys.modules.pop("nets", None)
+pytestmark = pytest.mark.usefixtures("factories")
 
 
 def files():
