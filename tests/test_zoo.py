@@ -110,8 +110,7 @@ CASES = [
     pytest.param(
         (model, variant),
         id=f"{model.name}-{variant}",
-        # One worker exports all files of a network.
-        marks=[pytest.mark.xdist_group(model.name), *([] if model.name in QUICK else [pytest.mark.slow])],
+        marks=[] if model.name in QUICK else [pytest.mark.slow],
     )
     for model in ZOO
     for variant in Variant

@@ -150,7 +150,7 @@ class RandomNet(nn.Module):
         operators: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
             lambda value, _: F.relu(value, inplace=True),
             lambda value, _: F.relu(value, inplace=True),
-            lambda value, more: value.add_(more),
+            lambda value, more: value.add_(_apart(more, value)),
             lambda value, _: value.mul_(0.5),
             lambda value, _: F.dropout(value, 0.5, training=False, inplace=True),
         )
@@ -280,6 +280,11 @@ class ChannelAffine(nn.Module):
 
     def extra_repr(self) -> str:
         return str(len(self.scale))
+
+
+def _apart(value: Tensor, changed: Tensor) -> Tensor:
+    """A value to be read while another one changes in place: torch refuses another view of the same memory."""
+    return value.clone() if value is not changed and torch._C._is_alias_of(value, changed) else value
 
 
 def of_seed(seed: int) -> nn.Module:
