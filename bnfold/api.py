@@ -1,14 +1,14 @@
 """fold and inspect for every kind of model that bnfold knows."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeGuard, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload
 
 from bnfold.errors import UsageError
+from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2
 
 if TYPE_CHECKING:
     import onnx
@@ -189,7 +189,7 @@ def fold(
     """
     form = _leftover(leftover)
     skip, only = _patterns("skip", skip), _patterns("only", only)
-    if _is_module(model):
+    if is_module(model):
         from bnfold.torch.fold import fold_module  # noqa: PLC0415 - `import bnfold` stays light
         from bnfold.torch.save import stage_module  # noqa: PLC0415
 
@@ -207,19 +207,13 @@ def fold(
     if example_inputs is not None or dynamic_shapes is not None or inplace:
         message = f"example_inputs, dynamic_shapes and inplace are for a torch.nn.Module, not a {type(model).__name__}"
         raise UsageError(message)
-    source = Path(model) if isinstance(model, str | os.PathLike) else None
-    if _is_program(model) or _is_pt2(source):
+    exported = _program(model)
+    if exported is not None:
         from bnfold.torch.fold import fold_program  # noqa: PLC0415
-        from bnfold.torch.load import load_program  # noqa: PLC0415
         from bnfold.torch.save import stage_program  # noqa: PLC0415
 
-        program = fold_program(
-            model if _is_program(model) else load_program(cast(Path, source)),
-            skip=skip,
-            only=only,
-            leftover=form,
-            merge=merge,
-        )
+        source = Path(model) if is_pt2(model) else None
+        program = fold_program(exported, skip=skip, only=only, leftover=form, merge=merge)
         return FoldResult(
             program.plan,
             program.changed,
@@ -264,7 +258,7 @@ def inspect(
         UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
     """
-    if _is_module(model):
+    if is_module(model):
         from bnfold.torch.fold import inspect_module  # noqa: PLC0415 - `import bnfold` stays light
 
         if example_inputs is None:
@@ -273,11 +267,11 @@ def inspect(
     if example_inputs is not None or dynamic_shapes is not None:
         message = f"example_inputs and dynamic_shapes are for a torch.nn.Module, not a {type(model).__name__}"
         raise UsageError(message)
-    if _is_program(model) or (isinstance(model, str | os.PathLike) and _is_pt2(Path(model))):
+    exported = _program(model)
+    if exported is not None:
         from bnfold.torch.fold import inspect_program  # noqa: PLC0415
-        from bnfold.torch.load import load_program  # noqa: PLC0415
 
-        return inspect_program(model if _is_program(model) else load_program(Path(cast(str, model))))
+        return inspect_program(exported)
     from bnfold.onnx.fold import inspect_onnx  # noqa: PLC0415
 
     return inspect_onnx(_opened(model))
@@ -305,6 +299,15 @@ def _no_example(model: object) -> UsageError:
     return UsageError(message, hint="Give a tuple of tensors, a dict of named ones, or (args, kwargs).")
 
 
+def _program(model: object) -> "torch.export.ExportedProgram | None":
+    """The exported program that a model is, or that its file holds; None for other kinds."""
+    if not is_pt2(model):
+        return model if is_program(model) else None
+    from bnfold.torch.load import load_program  # noqa: PLC0415 - `import bnfold` stays light
+
+    return load_program(Path(model))
+
+
 def _opened(model: object) -> "OnnxModel":
     from bnfold.onnx.load import from_proto, load  # noqa: PLC0415 - `import bnfold` stays light
 
@@ -314,7 +317,7 @@ def _opened(model: object) -> "OnnxModel":
 
     if isinstance(model, onnx.ModelProto):
         return from_proto(model)
-    if _is_ir_model(model):
+    if is_ir_model(model):
         from bnfold.onnx.ir import model_to_proto  # noqa: PLC0415
 
         return from_proto(model_to_proto(model))
@@ -326,31 +329,9 @@ def _opened(model: object) -> "OnnxModel":
     raise UsageError(message, hint=hint)
 
 
-def _is_pt2(path: Path | None) -> bool:
-    return path is not None and path.suffix.lower() == ".pt2"
-
-
-# Models of torch and of onnx_ir can only exist where these have been imported.
-
-
-def _is_module(model: object) -> "TypeGuard[torch.nn.Module]":
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
-
-
-def _is_program(model: object) -> "TypeGuard[torch.export.ExportedProgram]":
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.export.ExportedProgram)
-
-
-def _is_ir_model(model: object) -> "TypeGuard[onnx_ir.Model]":
-    onnx_ir = sys.modules.get("onnx_ir")
-    return onnx_ir is not None and isinstance(model, onnx_ir.Model)
-
-
 def _like(original: object, model: "OnnxModel") -> "onnx.ModelProto | onnx_ir.Model":
     proto = model.materialize()
-    if not _is_ir_model(original):
+    if not is_ir_model(original):
         return proto
     import onnx_ir  # noqa: PLC0415 - only who gives such a model pays for it
 

@@ -43,7 +43,7 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """List every BatchNorm of a model: where it can be folded, or why it cannot."""
-    from bnfold.report import Report, Verdict, merge_entries, plan_entries  # noqa: PLC0415 - `bnfold --help` need not wait for it
+    from bnfold.report import Report, Verdict, plan_entries  # noqa: PLC0415 - `bnfold --help` need not wait for it
 
     from . import show  # noqa: PLC0415
 
@@ -53,8 +53,7 @@ def inspect(
         plan = _plan(model, code, call)
     if as_json:
         folds, left = plan_entries(plan)
-        merges, apart = merge_entries(plan)
-        report = Report(Verdict.SKIPPED, "only inspected", folds=folds, left=left, merges=merges, apart=apart)
+        report = Report(Verdict.SKIPPED, "only inspected", folds=folds, left=left, merges=plan.merges, apart=plan.apart)
         typer.echo(report.to_json())
     else:
         lines = [f"{model}: {show.headline(plan).replace('folded', 'can be folded')}"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
 from bnfold.errors import UsageError
@@ -15,6 +12,7 @@ from bnfold.latency.onnx_runner import OnnxPair
 from bnfold.latency.pair import Pair
 from bnfold.latency.result import Comparison, Timing
 from bnfold.latency.timing import interleave
+from bnfold.model_kind import is_torch
 from bnfold.verification.devices import DeviceRequest, parse_device
 from bnfold.verification.feeds import FeedRequest
 from bnfold.verification.inputs import Shapes
@@ -82,12 +80,12 @@ def benchmark(
     """
     _check(batch, threads, seconds)
     request = parse_device(device)
-    if _of_torch(original) != _of_torch(folded):
+    if is_torch(original) != is_torch(folded):
         raise UsageError(
             "one model is of onnxruntime and one of torch, so that not the models would be compared but the runtimes",
             hint="Give two ONNX models, or two PyTorch models.",
         )
-    pair, labels = (_torch_pair if _of_torch(original) else _onnx_pair)(
+    pair, labels = (_torch_pair if is_torch(original) else _onnx_pair)(
         original, folded, request, threads, inputs, seed, shapes, value_ranges
     )
     comparisons = []
@@ -165,10 +163,3 @@ def _torch_pair(
 def _check_one_sample(samples: int) -> None:
     if samples > 1:
         raise UsageError(f"{samples} samples were given", hint="Latency is measured with one; give that alone.")
-
-
-def _of_torch(model: AnyModel) -> bool:
-    if isinstance(model, str | os.PathLike):
-        return Path(model).suffix.lower() == ".pt2"
-    torch = sys.modules.get("torch")  # such a model can only exist where torch was imported
-    return torch is not None and isinstance(model, (torch.nn.Module, torch.export.ExportedProgram))

@@ -1,21 +1,19 @@
 """The affines that stay, written as the frozen linear transform instead of BatchNormalization.
 
-A spelled-out affine that stays is not touched, unless something was composed into its constant.
-
 Two forms: a 1x1 depthwise Conv with bias, or Mul and Add. The Conv is one pass over memory and fuses with a following
 Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for. Everything
 else becomes Mul and Add. An Add of zeros is not written.
 """
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from bnfold.affine import Affine
-from bnfold.graph import AffineNode, Kind
+from bnfold.graph import AffineNode
+from bnfold.leftover import stored, wants_convolution
 from bnfold.onnx.names import FreshNames, label
 from bnfold.plan import Leftover
-from bnfold.rounding import Array, round_once
+from bnfold.rounding import Array
 
 _CONV_DTYPES = ("float32", "float16")
 
@@ -35,16 +33,13 @@ def leftover_nodes(
     Returns:
         The nodes, from the input of `original` to its output, and their constants; None if it has to stay as it is.
     """
-    dtype_name = node.inputs[0].dtype
-    spelled_out = node.kind is Kind.AFFINE
-    if spelled_out and affine is node.affine:
+    numbers = stored(form, node, affine)
+    if numbers is None:
         return None
-    if (form is Leftover.KEEP and not spelled_out) or not affine.fits(dtype_name):
-        return None
-    scale, shift = (round_once(array, np.dtype(dtype_name)) for array in (affine.scale, affine.shift))
+    scale, shift = numbers
     base = names.fresh(f"{label(original)}_affine")
     ends = (node.inputs[0].name, node.outputs[0].name)
-    if form is Leftover.CONV and not spelled_out and 3 <= affine.rank <= 5 and dtype_name in _CONV_DTYPES:
+    if wants_convolution(form, node) and 3 <= affine.rank <= 5 and node.inputs[0].dtype in _CONV_DTYPES:
         return _depthwise_conv(base, scale, shift, ends, names)
     return _mul_add(base, scale, shift, ends, names)
 

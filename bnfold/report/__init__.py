@@ -1,12 +1,10 @@
 """What bnfold tells: one report for people (a line) and for programs (JSON)."""
 
-from bnfold.report.completing import complete, merge_entries, plan_entries
+from bnfold.report.completing import complete, plan_entries
 from bnfold.report.records import (
-    ApartEntry,
     DeviceInfo,
     FileInfo,
     InputInfo,
-    MergeEntry,
     OutputMetrics,
     PlanEntry,
     Site,
@@ -17,11 +15,9 @@ from bnfold.report.report import SCHEMA, Report
 
 __all__ = [
     "SCHEMA",
-    "ApartEntry",
     "DeviceInfo",
     "FileInfo",
     "InputInfo",
-    "MergeEntry",
     "OutputMetrics",
     "PlanEntry",
     "Report",
@@ -29,6 +25,5 @@ __all__ = [
     "Verdict",
     "VerifyConfig",
     "complete",
-    "merge_entries",
     "plan_entries",
 ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnfold.plan import Direction, Plan
-from bnfold.report.records import ApartEntry, FileInfo, MergeEntry, PlanEntry
+from bnfold.report.records import FileInfo, PlanEntry
 from bnfold.report.report import Report
 
 _SIDES = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "both"}
@@ -31,27 +31,6 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
     return folds, left
 
 
-def merge_entries(plan: Plan) -> tuple[tuple[MergeEntry, ...], tuple[ApartEntry, ...]]:
-    """The merges of a plan and the branches that it left apart, as a report tells them."""
-    merges = tuple(
-        MergeEntry(
-            nodes=merge.nodes,
-            kind=merge.kind.value,
-            target=merge.target,
-            branches=merge.branches,
-            kernels=merge.kernels,
-            kernel=merge.kernel,
-            multiply_adds_before=merge.multiply_adds_before,
-            multiply_adds=merge.multiply_adds,
-            parameters_before=merge.parameters_before,
-            parameters=merge.parameters,
-            batch_norms=merge.batch_norms,
-        )
-        for merge in plan.merges
-    )
-    return merges, tuple(ApartEntry(entry.nodes, entry.code.value, entry.reason) for entry in plan.apart)
-
-
 def complete(
     report: Report, plan: Plan, source: Path | FileInfo, written: Path | None, timings_s: Mapping[str, float]
 ) -> Report:
@@ -65,13 +44,12 @@ def complete(
         timings_s: Durations in seconds, added to those of the verification.
     """
     folds, left = plan_entries(plan)
-    merges, apart = merge_entries(plan)
     return replace(
         report,
         folds=folds,
         left=left,
-        merges=merges,
-        apart=apart,
+        merges=plan.merges,
+        apart=plan.apart,
         input=source if isinstance(source, FileInfo) else file_info(source),
         output=None if written is None else file_info(written),
         timings_s={**report.timings_s, **timings_s},

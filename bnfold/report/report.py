@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 
+from bnfold.plan import Apart, Merge
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import (
-    ApartEntry,
     DeviceInfo,
     FileInfo,
-    MergeEntry,
     OutputMetrics,
     PlanEntry,
     Site,
@@ -64,8 +63,8 @@ class Report:
     as_deployed: tuple[OutputMetrics, ...] = ()
     folds: tuple[PlanEntry, ...] = ()
     left: tuple[PlanEntry, ...] = ()
-    merges: tuple[MergeEntry, ...] = ()
-    apart: tuple[ApartEntry, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    apart: tuple[Apart, ...] = ()
     input: FileInfo | None = None
     output: FileInfo | None = None
 

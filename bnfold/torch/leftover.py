@@ -1,7 +1,5 @@
 """The affines that stay in a program, written as the frozen linear transform instead of a batch norm.
 
-A spelled-out affine that stays is not touched, unless something was composed into its constant.
-
 Two forms: a 1x1 depthwise convolution with bias, or mul and add. The convolution is one pass over memory and quantises
 like any other; it exists for values of rank 3 to 5. Inside a region of autocast, which would run it in another type,
 and for everything else there are mul and add. An add of zeros is not written.
@@ -10,14 +8,14 @@ and for everything else there are mul and add. An add of zeros is not written.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import fx
 
 from bnfold.affine import Affine
-from bnfold.graph import AffineNode, Kind
+from bnfold.graph import AffineNode
+from bnfold.leftover import stored, wants_convolution
 from bnfold.plan import Leftover
-from bnfold.rounding import Array, round_once
+from bnfold.rounding import Array
 from bnfold.torch.handle import Handle, Scope
 from bnfold.torch.nodes import operator_name
 
@@ -55,14 +53,11 @@ def leftover_calls(form: Leftover, node: AffineNode, affine: Affine, handle: Han
     Returns:
         The calls, each reading the result of the one before; None if the node has to stay as it is.
     """
-    dtype_name = node.inputs[0].dtype
-    spelled_out = node.kind is Kind.AFFINE
-    if spelled_out and affine is node.affine:
+    numbers = stored(form, node, affine)
+    if numbers is None:
         return None
-    if (form is Leftover.KEEP and not spelled_out) or not affine.fits(dtype_name):
-        return None
-    scale, shift = (round_once(array, np.dtype(dtype_name)) for array in (affine.scale, affine.shift))
-    as_convolution = form is Leftover.CONV and not spelled_out and affine.rank in _CONVOLUTIONS
+    scale, shift = numbers
+    as_convolution = wants_convolution(form, node) and affine.rank in _CONVOLUTIONS
     if as_convolution and not _runs_in_autocast(handle.scope):
         return (_depthwise_convolution(scale, shift, decomposed=operator_name(handle.node) != "batch_norm"),)
     return _mul_add(scale, shift)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from bnfold.errors import UsageError
+from bnfold.model_kind import is_torch
 from bnfold.report.report import Report
 from bnfold.verification.inputs import Array, Shapes
 from bnfold.verification.sampling import Range
@@ -78,7 +77,7 @@ def verify(
         VerificationError: The original does not run, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
-    if _is_torch(original):
+    if is_torch(original):
         from bnfold.verification.torch.verifier import verify_torch  # noqa: PLC0415 - takes seconds
 
         return verify_torch(
@@ -95,7 +94,7 @@ def verify(
             atol=atol,
             tf32=tf32,
         )
-    if _is_torch(folded):
+    if is_torch(folded):
         raise UsageError("the original is an ONNX model, but the folded one is not", hint="Give the PyTorch original.")
     if example_inputs is not None:
         raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
@@ -112,11 +111,3 @@ def verify(
         atol=atol,
         tf32=tf32,
     )
-
-
-def _is_torch(model: object) -> bool:
-    """Whether a model is one of torch's, which can only exist where torch was imported, or a .pt2 file."""
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model).lower().endswith(".pt2")
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module | torch.export.ExportedProgram)

@@ -49,13 +49,23 @@ class FeedRequest:
             UsageError: A number is out of range or no sample is left.
         """
         data = () if inputs is None else (inputs,) if isinstance(inputs, Mapping) else tuple(inputs)
-        if inputs is not None and not data:
-            raise UsageError("the inputs are an empty sequence", hint="Give at least one sample.")
-        if samples < 1:
-            raise UsageError(f"samples is {samples}", hint="At least one sample is needed to compare anything.")
-        if seed < 0:
-            raise UsageError(f"seed is {seed}", hint="Seeds are 0 or more.")
-        return FeedRequest(data, len(data) or samples, seed, shapes or {}, ranges or {})
+        count = count_samples(data if inputs is not None else None, samples, seed)
+        return FeedRequest(data, count, seed, shapes or {}, ranges or {})
+
+
+def count_samples(data: Sequence[object] | None, samples: int, seed: int) -> int:
+    """How many samples there are: those of the data, or else as many as asked for.
+
+    Raises:
+        UsageError: There are none, or a number is out of range.
+    """
+    if data is not None and not data:
+        raise UsageError("the inputs are an empty sequence", hint="Give at least one sample.")
+    if samples < 1:
+        raise UsageError(f"samples is {samples}", hint="At least one sample is needed to compare anything.")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}", hint="Seeds are 0 or more.")
+    return len(data) if data else samples
 
 
 def make_feeds(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import onnx
 
 from bnfold.errors import ModelLoadError, UsageError
+from bnfold.model_kind import is_ir_model
 from bnfold.onnx.load import OnnxModel, from_proto, load
 from bnfold.verification.devices import Device
 from bnfold.verification.parameters import drop_unused_initializers
@@ -56,8 +56,7 @@ class Source:
         label = f"the {role} model"
         if isinstance(model, onnx.ModelProto):
             return Source(label, None, model)
-        # An onnx_ir.Model can only exist where onnx_ir was imported, which costs half a second.
-        if "onnx_ir" in sys.modules and isinstance(model, sys.modules["onnx_ir"].Model):
+        if is_ir_model(model):
             from bnfold.onnx.ir import model_to_proto  # noqa: PLC0415
 
             return Source(label, None, model_to_proto(model))

@@ -16,6 +16,7 @@ from bnfold.errors import UsageError
 from bnfold.report.records import InputInfo
 from bnfold.torch.inputs import ExampleInputs, split_inputs
 from bnfold.torch.tensors import to_torch
+from bnfold.verification.feeds import count_samples
 from bnfold.verification.inputs import InputSpec, Shapes, check_names, name_shapes
 from bnfold.verification.runtimes import Array
 from bnfold.verification.sampling import Range
@@ -106,13 +107,8 @@ class SampleRequest:
         # A tuple is what a model is called with; a list is several of what one sample may be.
         given: list[Given] = [] if inputs is None else inputs if isinstance(inputs, list) else [inputs]
         data = tuple(given)
-        if inputs is not None and not data:
-            raise UsageError("the inputs are an empty sequence", hint="Give at least one sample.")
-        if samples < 1:
-            raise UsageError(f"samples is {samples}", hint="At least one sample is needed to compare anything.")
-        if seed < 0:
-            raise UsageError(f"seed is {seed}", hint="Seeds are 0 or more.")
-        return SampleRequest(example, data, len(data) or samples, seed, shapes or {}, ranges or {})
+        count = count_samples(data if inputs is not None else None, samples, seed)
+        return SampleRequest(example, data, count, seed, shapes or {}, ranges or {})
 
 
 def make_samples(subject: Subject, request: SampleRequest) -> tuple[list[Sample], tuple[InputInfo, ...]]:

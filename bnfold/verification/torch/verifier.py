@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
-import torch
-from torch.export import ExportedProgram
-
 from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationError
+from bnfold.model_kind import is_torch
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict, VerifyConfig
 from bnfold.report.report import Report
 from bnfold.torch.inputs import ExampleInputs
@@ -90,7 +87,7 @@ def verify_torch(
     request = parse_device(device)
     if tf32 and request not in (DeviceRequest.CUDA, DeviceRequest.AUTO):
         raise UsageError(f"tf32 was asked for on {device}, which has none", hint="Use --device cuda.")
-    in_torch = isinstance(folded, torch.nn.Module | ExportedProgram) or is_pt2(folded)
+    in_torch = is_torch(folded)
     task = _Task(
         request,
         Subject.of(original, "original"),
@@ -107,11 +104,6 @@ def verify_torch(
     with clock.measure("total"):
         report = _compare(task, used, onnx_device, fell_back, clock)
     return replace(report, timings_s=clock.timings_s)
-
-
-def is_pt2(model: object) -> bool:
-    """Whether a model is given as the path of an exported program."""
-    return isinstance(model, str | os.PathLike) and os.fspath(model).lower().endswith(".pt2")
 
 
 def _devices(task: _Task) -> tuple[Device, Device | None, str | None]:
