@@ -7,6 +7,7 @@ the second of two maps in a row. Everything between a map and its affine differs
 that the original did not have.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from bnfold.graph import Node, Value
@@ -24,6 +25,7 @@ class Renaming:
         self._parents: dict[Value, Value] = {}
         self._names: dict[Value, str | None] = {}
         self._beside: dict[Value, Node] = {}
+        self._shaped: dict[Value, list[Value]] = defaultdict(list)  # those of a tensor that are not in `reshaped`
         self.reshaped: set[Value] = set()
         """Values whose tensor has another shape now."""
         junctions = [*reversed(plan.junctions)]
@@ -39,28 +41,39 @@ class Renaming:
     def _move(self, step: Step) -> None:
         source, target = step.source.inputs[0], step.source.outputs[0]
         for value in (source, target, *step.changed):
+            self._touch(value, step.source)
             self._beside[value] = step.source
         for value in step.changed:
             self._names[self._root(value)] = None
         kept = self._root(target if step.direction is Direction.BACKWARD else source)
         name = None if step.direction is Direction.BOTH else self._names.get(kept, kept.name)
-        self._parents[self._root(target)] = self._root(source)
-        self._names[self._root(source)] = name
+        self._unite(target, source, name)
 
     def _join(self, junction: Junction) -> None:
         for value in junction.changed:
-            self._beside.setdefault(value, junction.target)
+            self._touch(value, junction.target)
             self._names[self._root(value)] = None
-        other = {self._root(value) for value in junction.reshaped}
-        self.reshaped.update(value for value in self._beside if other and self._root(value) in other)
+        for value in junction.reshaped:
+            self.reshaped.update(self._shaped.pop(self._root(value), ()))
         for node, position in junction.collapsed:
             source, target = node.inputs[position], node.outputs[0]
             for value in (source, target):
-                self._beside.setdefault(value, junction.target)
+                self._touch(value, junction.target)
             kept = self._root(target)
-            name = self._names.get(kept, kept.name)
-            self._parents[kept] = self._root(source)
-            self._names[self._root(source)] = name
+            self._unite(target, source, self._names.get(kept, kept.name))
+
+    def _touch(self, value: Value, node: Node) -> None:
+        if value not in self._beside:
+            self._beside[value] = node
+            self._shaped[self._root(value)].append(value)
+
+    def _unite(self, first: Value, second: Value, name: str | None) -> None:
+        child, root = self._root(first), self._root(second)
+        self._parents[child] = root
+        self._names[root] = name
+        few, many = sorted((self._shaped.pop(child, []), self._shaped.pop(root, [])), key=len)
+        many.extend(few)
+        self._shaped[root] = many
 
     def final(self, fresh: Callable[[str], str]) -> Iterator[tuple[Node, Value, str]]:
         """Each value that is called something else in the end, with its new name.
@@ -82,6 +95,9 @@ class Renaming:
                 yield node, value, name
 
     def _root(self, value: Value) -> Value:
-        while value in self._parents:
-            value = self._parents[value]
-        return value
+        root = value
+        while root in self._parents:
+            root = self._parents[root]
+        while value is not root:  # the next search from here is one step long
+            self._parents[value], value = root, self._parents[value]
+        return root

@@ -1,6 +1,6 @@
 """Removes the constants that an edit has left without a reader, and nothing else."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, MutableSequence, Sequence
 from typing import TypeVar
 
@@ -23,33 +23,31 @@ def remove_unused(model: onnx.ModelProto, root: GraphLike, released: Iterable[tu
     """
     names = _Names(root)
     uses: Counter[_Place] = Counter()
-    producers: dict[_Place, onnx.NodeProto] = {}
+    producers: dict[_Place, int] = {}
     for position, graph in enumerate(names.graphs):
         uses.update(names.place(position, name) for node in graph.node for name in node.input)
         uses.update(names.place(position, name) for name in _output_names(graph))
-        for node in graph.node:
+        for index, node in enumerate(graph.node):
             if is_standard(node, "Constant", *EXPRESSIONS):
-                producers.update({(position, name): node for name in node.output})
-    unused: set[_Place] = set()
-    dead: list[_Place] = []
+                producers.update({(position, name): index for name in node.output})
+    unused: dict[int, set[str]] = defaultdict(set)
+    dead: dict[int, set[int]] = defaultdict(set)
     waiting = [names.place(names.position(graph), name) for graph, name in released]
     while waiting:
         place = waiting.pop()
-        if place in unused or not place[1] or uses[place]:
+        position, name = place
+        if not name or name in unused[position] or uses[place]:
             continue
-        unused.add(place)
-        node = producers.get(place)
-        if node is None:
+        unused[position].add(name)
+        if place not in producers:
             continue
-        dead.append(place)
-        freed = [names.place(place[0], name) for name in node.input]
+        dead[position].add(producers[place])
+        freed = [names.place(position, read) for read in names.graphs[position].node[producers[place]].input]
         uses.subtract(freed)
         waiting += freed
-    for position, name in dead:
-        _delete(names.graphs[position].node, [name in node.output for node in names.graphs[position].node])
     for position, graph in enumerate(names.graphs):
-        gone = {name for place, name in unused if place == position}
-        forget(graph, gone, keep_inputs=model.ir_version >= 4)
+        _delete(graph.node, [index in dead[position] for index in range(len(graph.node))])
+        forget(graph, unused[position], keep_inputs=model.ir_version >= 4)
 
 
 _Place = tuple[int, str]
@@ -64,6 +62,7 @@ class _Names:
         self._parents: list[int] = []
         self._defined: list[set[str]] = []
         self._add(root, -1)
+        self._positions = {id(graph): position for position, graph in enumerate(self.graphs)}
 
     def _add(self, graph: GraphLike, parent: int) -> None:
         position = len(self.graphs)
@@ -75,7 +74,7 @@ class _Names:
                 self._add(inner, position)
 
     def position(self, graph: GraphLike) -> int:
-        return next(position for position, known in enumerate(self.graphs) if known is graph)
+        return self._positions[id(graph)]
 
     def place(self, position: int, name: str) -> _Place:
         while name not in self._defined[position] and self._parents[position] >= 0:
