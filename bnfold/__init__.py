@@ -17,7 +17,7 @@ from bnfold.version import __version__
 if TYPE_CHECKING:
     from bnfold.api import FoldResult, fold, inspect
     from bnfold.latency import Timing, benchmark
-    from bnfold.plan import Fold, Left, Plan
+    from bnfold.planning.plan import Fold, Left, Plan
     from bnfold.report import Report, Verdict
     from bnfold.verification import InputSpec, verify
 
@@ -46,11 +46,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Fold": "bnfold.plan",
+    "Fold": "bnfold.planning.plan",
     "FoldResult": "bnfold.api",
     "InputSpec": "bnfold.verification",
-    "Left": "bnfold.plan",
-    "Plan": "bnfold.plan",
+    "Left": "bnfold.planning.plan",
+    "Plan": "bnfold.planning.plan",
     "Report": "bnfold.report",
     "Timing": "bnfold.latency",
     "Verdict": "bnfold.report",
@@ -63,7 +63,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports what is asked for when it is asked for, so that `bnfold --help` need not wait for onnx."""
-    from importlib import import_module  # noqa: PLC0415
+    from importlib import import_module
 
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"

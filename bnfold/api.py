@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from bnfold.errors import UsageError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2
@@ -15,34 +15,16 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
 
-    from bnfold.onnx.load import OnnxModel
-    from bnfold.plan import Leftover, Plan
-    from bnfold.torch.inputs import DynamicShapes, ExampleInputs
+    from bnfold.onnx.file.load import OnnxModel
+    from bnfold.planning.plan import Leftover, Plan
+    from bnfold.staging import Staged
+    from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
 
     OnnxLike = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
     TorchLike = torch.nn.Module | torch.export.ExportedProgram
 
 ModelT_co = TypeVar("ModelT_co", covariant=True)
 ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
-
-
-class Staged(Protocol):
-    """A model written beside its destination.
-
-    Attributes:
-        path: The complete model, to be read and run but not changed.
-        destination: Where `commit` puts it.
-    """
-
-    path: Path
-    destination: Path
-
-    def commit(self) -> None:
-        """Reads back what was written, and puts it in the place of the destination.
-
-        Raises:
-            OutputError: That failed; the destination is as it was.
-        """
 
 
 @dataclass(slots=True, eq=False)
@@ -190,8 +172,8 @@ def fold(
     form = _leftover(leftover)
     skip, only = _patterns("skip", skip), _patterns("only", only)
     if is_module(model):
-        from bnfold.torch.fold import fold_module  # noqa: PLC0415 - `import bnfold` stays light
-        from bnfold.torch.save import stage_module  # noqa: PLC0415
+        from bnfold.torch.file.save import stage_module
+        from bnfold.torch.module.fold import fold_module
 
         if example_inputs is None:
             raise _no_example(model)
@@ -209,8 +191,8 @@ def fold(
         raise UsageError(message)
     exported = _program(model)
     if exported is not None:
-        from bnfold.torch.fold import fold_program  # noqa: PLC0415
-        from bnfold.torch.save import stage_program  # noqa: PLC0415
+        from bnfold.torch.file.save import stage_program
+        from bnfold.torch.program.fold import fold_program
 
         source = Path(model) if is_pt2(model) else None
         program = fold_program(exported, skip=skip, only=only, leftover=form, merge=merge)
@@ -222,8 +204,8 @@ def fold(
             lambda: program.program,
             lambda path, force: stage_program(program.program, path, source, force=force),
         )
-    from bnfold.onnx.fold import fold_onnx  # noqa: PLC0415
-    from bnfold.onnx.save import stage  # noqa: PLC0415
+    from bnfold.onnx.file.save import stage
+    from bnfold.onnx.fold import fold_onnx
 
     folded = fold_onnx(_opened(model), skip=skip, only=only, leftover=form, merge=merge)
     return FoldResult(
@@ -259,7 +241,7 @@ def inspect(
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
     """
     if is_module(model):
-        from bnfold.torch.fold import inspect_module  # noqa: PLC0415 - `import bnfold` stays light
+        from bnfold.torch.module.fold import inspect_module
 
         if example_inputs is None:
             raise _no_example(model)
@@ -269,16 +251,16 @@ def inspect(
         raise UsageError(message)
     exported = _program(model)
     if exported is not None:
-        from bnfold.torch.fold import inspect_program  # noqa: PLC0415
+        from bnfold.torch.program.fold import inspect_program
 
         return inspect_program(exported)
-    from bnfold.onnx.fold import inspect_onnx  # noqa: PLC0415
+    from bnfold.onnx.fold import inspect_onnx
 
     return inspect_onnx(_opened(model))
 
 
 def _leftover(text: str) -> "Leftover":
-    from bnfold.plan import Leftover  # noqa: PLC0415 - `import bnfold` stays light
+    from bnfold.planning.plan import Leftover
 
     try:
         return Leftover(text)
@@ -303,22 +285,22 @@ def _program(model: object) -> "torch.export.ExportedProgram | None":
     """The exported program that a model is, or that its file holds; None for other kinds."""
     if not is_pt2(model):
         return model if is_program(model) else None
-    from bnfold.torch.load import load_program  # noqa: PLC0415 - `import bnfold` stays light
+    from bnfold.torch.file.load import load_program
 
     return load_program(Path(model))
 
 
 def _opened(model: object) -> "OnnxModel":
-    from bnfold.onnx.load import from_proto, load  # noqa: PLC0415 - `import bnfold` stays light
+    from bnfold.onnx.file.load import from_proto, load
 
     if isinstance(model, str | os.PathLike):
         return load(Path(model))
-    import onnx  # noqa: PLC0415
+    import onnx
 
     if isinstance(model, onnx.ModelProto):
         return from_proto(model)
     if is_ir_model(model):
-        from bnfold.onnx.ir import model_to_proto  # noqa: PLC0415
+        from bnfold.onnx.file.ir_model import model_to_proto
 
         return from_proto(model_to_proto(model))
     message = f"a {type(model).__name__} is no model that bnfold knows"
@@ -333,6 +315,6 @@ def _like(original: object, model: "OnnxModel") -> "onnx.ModelProto | onnx_ir.Mo
     proto = model.materialize()
     if not is_ir_model(original):
         return proto
-    import onnx_ir  # noqa: PLC0415 - only who gives such a model pays for it
+    import onnx_ir
 
     return onnx_ir.from_proto(proto)

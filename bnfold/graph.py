@@ -1,7 +1,7 @@
 """The neutral view of a network that plans are made on.
 
 A front-end lifts its model into a `Graph`: values, and nodes of three kinds. It only classifies; what may move where
-is decided by `bnfold.planner` with the table in `bnfold.rules`. Nothing here knows torch or onnx: each node carries a
+is decided by `bnfold.planning` with the table in `bnfold.rules`. Nothing here knows torch or onnx: each node carries a
 `handle` that means something to its own front-end alone.
 
 Constants are not values: they are inside the nodes (weights in a `LinearMap`, parameters in an `Affine`).
@@ -14,8 +14,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.affine import Affine
-from bnfold.weights import LinearMap, Window
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear_map import LinearMap, Window
+from bnfold.reasons import Stop, StopCode
 
 
 class Kind(StrEnum):
@@ -23,60 +24,6 @@ class Kind(StrEnum):
 
     BATCH_NORM = "batch_norm"
     AFFINE = "affine"
-
-
-class StopCode(StrEnum):
-    """Why an affine stays where it is; stable, for programs."""
-
-    TRAINING_MODE = "training_mode"
-    SPATIAL = "spatial"
-    OPSET = "opset"
-    PARAMETERS_NOT_CONSTANT = "parameters_not_constant"
-    PARAMETERS_NOT_FINITE = "parameters_not_finite"
-    OVERRIDABLE = "overridable"
-    UNKNOWN_RANK = "unknown_rank"
-    SKIPPED = "skipped"
-    MODEL_INPUT = "model_input"
-    MODEL_OUTPUT = "model_output"
-    CAPTURED = "captured"
-    OTHER_CONSUMERS = "other_consumers"
-    UNUSED = "unused"
-    NO_RULE = "no_rule"
-    NONLINEAR = "nonlinear"
-    NEGATIVE_SCALE = "negative_scale"
-    VARIES = "varies"
-    BROADCAST = "broadcast"
-    SHIFT = "shift"
-    CHANGES_DTYPE = "changes_dtype"
-    WEIGHT_NOT_CONSTANT = "weight_not_constant"
-    QUANTIZED_WEIGHT = "quantized_weight"
-    WEIGHT_DTYPE = "weight_dtype"
-    CHANNEL_AXIS = "channel_axis"
-    PADDED_SHIFT = "padded_shift"
-    OVERFLOW = "overflow"
-    MORE_WORK = "more_work"
-    STRIDES = "strides"
-    OUTPUT_SIZE = "output_size"
-    PADDING = "padding"
-    NEEDS_GRAPH = "needs_graph"
-    SHARED_WEIGHT = "shared_weight"
-    HOOKS = "hooks"
-    MUTATED = "mutated"
-    NOT_REACHED = "not_reached"
-    NOT_CAPTURED = "not_captured"
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A reason that something cannot be done.
-
-    Attributes:
-        code: The kind of reason.
-        reason: A clause that names the nodes and values involved.
-    """
-
-    code: StopCode
-    reason: str
 
 
 class Op(StrEnum):

@@ -7,9 +7,29 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 from bnfold.errors import OutputError
-from bnfold.onnx.source_file import reason_of
+from bnfold.source_file import reason_of
+
+
+class Staged(Protocol):
+    """A model written beside its destination.
+
+    Attributes:
+        path: The complete model, to be read and run but not changed.
+        destination: Where `commit` puts it.
+    """
+
+    path: Path
+    destination: Path
+
+    def commit(self) -> None:
+        """Reads back what was written, and puts it in the place of the destination.
+
+        Raises:
+            OutputError: That failed; the destination is as it was.
+        """
 
 
 def require_writable(destination: Path, suffixes: tuple[str, ...], model: str, *, hint: str = "") -> None:

@@ -6,11 +6,11 @@ import typer
 
 from bnfold.errors import UsageError
 
-from . import options
-from .code import stdout_kept
-from .compare import Verification
-from .models import CodeOptions
-from .pairs import pair_of
+from .shared import options
+from .shared.compare import Verification
+from .shared.models import CodeOptions
+from .shared.modules import stdout_kept
+from .shared.pairs import pair_of
 
 if TYPE_CHECKING:
     from bnfold.latency import Comparison, Latency, Setting, Timing
@@ -66,9 +66,9 @@ def bench(
 
     About speed alone: whether the outputs match is for `bnfold verify` to say.
     """
-    import bnfold  # noqa: PLC0415 - `bnfold --help` need not wait for it
+    import bnfold
 
-    from . import show  # noqa: PLC0415
+    from .shared import show
 
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
     with stdout_kept():
@@ -101,7 +101,7 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
 
 
 def _lines(timing: "Timing") -> list[str]:
-    from . import show  # noqa: PLC0415
+    from .shared import show
 
     header = ("batch", "original", "IQR", "folded", "IQR", "original/folded", "interval", "rounds", "folded is")
     rows = [header, *map(_row, timing.comparisons)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bnfold.verification.doctor import Diagnosis
+    from bnfold.verification.runtime.doctor import Diagnosis
 
 SCHEMA = "bnfold.doctor/1"
 NO_DEVICE_EXIT_CODE = 4
@@ -25,8 +25,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Say which devices a verification can run on here, by trying them, and what to install for the others."""
-    from bnfold.verification.devices import DeviceRequest, parse_device  # noqa: PLC0415
-    from bnfold.verification.doctor import examine  # noqa: PLC0415
+    from bnfold.verification.runtime.devices import DeviceRequest, parse_device
+    from bnfold.verification.runtime.doctor import examine
 
     wanted = parse_device(device)
     diagnosis = examine()

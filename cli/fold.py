@@ -10,11 +10,11 @@ import typer
 
 from bnfold.errors import UsageError
 
-from . import options
-from .code import stdout_kept
-from .compare import Verification
-from .jobs import FoldOptions, Job, fold_model
-from .models import CodeOptions
+from .shared import options
+from .shared.compare import Verification
+from .shared.jobs import FoldOptions, Job, fold_model
+from .shared.models import CodeOptions
+from .shared.modules import stdout_kept
 
 if TYPE_CHECKING:
     from bnfold.report import Report
@@ -126,7 +126,7 @@ def fold(
 
 
 def _unverified(reason: str) -> "Report":
-    from bnfold.report import Report, Verdict  # noqa: PLC0415 - `bnfold --help` need not wait for it
+    from bnfold.report import Report, Verdict
 
     return Report(Verdict.SKIPPED, reason)
 
@@ -140,9 +140,9 @@ def _tell(
     *,
     as_json: bool,
 ) -> None:
-    from bnfold.report import complete  # noqa: PLC0415
+    from bnfold.report import complete
 
-    from . import show  # noqa: PLC0415
+    from .shared import show
 
     if as_json:
         typer.echo(complete(report, job.plan, job.source, written, timings_s).to_json())

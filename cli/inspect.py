@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .code import build, stdout_kept
-from .compare import Verification
-from .models import CodeOptions, kind_of
+from .shared import options
+from .shared.compare import Verification
+from .shared.models import CodeOptions, kind_of
+from .shared.modules import build, stdout_kept
 
 if TYPE_CHECKING:
-    from bnfold.plan import Plan
+    from bnfold.planning.plan import Plan
 
 
 class FailOn(StrEnum):
@@ -43,9 +43,9 @@ def inspect(
     as_json: options.Json = False,
 ) -> None:
     """List every BatchNorm of a model: where it can be folded, or why it cannot."""
-    from bnfold.report import Report, Verdict, plan_entries  # noqa: PLC0415 - `bnfold --help` need not wait for it
+    from bnfold.report import Report, Verdict, plan_entries
 
-    from . import show  # noqa: PLC0415
+    from .shared import show
 
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     call = Verification(seed=seed, shapes=shapes, inputs=inputs, value_ranges=value_ranges)
@@ -73,7 +73,7 @@ def inspect(
 
 
 def _plan(model: str, options_of_code: CodeOptions, call: Verification) -> "Plan":
-    import bnfold  # noqa: PLC0415
+    import bnfold
 
     if kind_of(model).is_module:
         code = build(model, options_of_code, call)

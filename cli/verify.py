@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .code import stdout_kept
-from .compare import Verification, compare
-from .models import CodeOptions
-from .pairs import pair_of
+from .shared import options
+from .shared.compare import Verification, compare
+from .shared.models import CodeOptions
+from .shared.modules import stdout_kept
+from .shared.pairs import pair_of
 
 if TYPE_CHECKING:
     from bnfold.report import Report
@@ -54,7 +54,7 @@ def verify(
     if as_json:
         typer.echo(report.to_json())
     else:
-        from . import show  # noqa: PLC0415 - `bnfold --help` need not wait for it
+        from .shared import show
 
         sites, outputs = show.site_lines(report), show.output_lines(report)
         lines = [*sites, *([""] if sites and outputs else []), *outputs]

@@ -1,4 +1,7 @@
-"""How fast two models are, measured in turns on the runtime and device that will serve them."""
+"""How fast two models are: both come in, and their latencies, measured in turns as deployed, go out.
+
+It must not know plans, and says nothing about whether the outputs match.
+"""
 
 from bnfold.latency.benchmarking import benchmark
 from bnfold.latency.figures import Latency, Ratio

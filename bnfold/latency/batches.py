@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from bnfold.errors import UsageError
-from bnfold.verification.inputs import InputSpec
-from bnfold.verification.sampling import DeclaredInput
+from bnfold.input_spec import InputSpec
+from bnfold.verification.inputs.sampling import DeclaredInput
 
 
 def with_batch(

@@ -7,23 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
 from bnfold.errors import UsageError
+from bnfold.input_spec import Array, Shapes
 from bnfold.latency.figures import Latency, Ratio
 from bnfold.latency.onnx_runner import OnnxPair
 from bnfold.latency.pair import Pair
 from bnfold.latency.result import Comparison, Timing
 from bnfold.latency.timing import interleave
 from bnfold.model_kind import is_torch
-from bnfold.verification.devices import DeviceRequest, parse_device
-from bnfold.verification.feeds import FeedRequest
-from bnfold.verification.inputs import Shapes
-from bnfold.verification.runtimes import Array
-from bnfold.verification.sampling import Range
-from bnfold.verification.source import ModelLike, Source
+from bnfold.verification.inputs.feeds import FeedRequest
+from bnfold.verification.inputs.sampling import Range
+from bnfold.verification.runtime.devices import DeviceRequest, parse_device
+from bnfold.verification.runtime.source import ModelLike, Source
 
 if TYPE_CHECKING:
     import torch
 
-    from bnfold.verification.torch.samples import Given
+    from bnfold.verification.torch.run.samples import Given
 
 SECONDS = 3.0
 """Time for each model and batch size where the caller asks for no other."""
@@ -149,9 +148,9 @@ def _torch_pair(
     value_ranges: Mapping[str, Range] | None,
 ) -> tuple[Pair, tuple[str, str]]:
     # Whoever measures ONNX models need not wait for torch.
-    from bnfold.latency.torch_runner import TorchPair  # noqa: PLC0415
-    from bnfold.verification.torch.samples import SampleRequest  # noqa: PLC0415
-    from bnfold.verification.torch.subject import Subject, TorchLike  # noqa: PLC0415
+    from bnfold.latency.torch_runner import TorchPair
+    from bnfold.verification.torch.run.samples import SampleRequest
+    from bnfold.verification.torch.run.subject import Subject, TorchLike
 
     samples = SampleRequest.of(None, inputs, 1, seed, shapes, value_ranges)
     _check_one_sample(samples.samples)

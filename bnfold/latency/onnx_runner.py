@@ -30,13 +30,14 @@ from dataclasses import replace
 import numpy as np
 
 from bnfold.errors import BnfoldError, DeviceError, ModelLoadError, VerificationError
+from bnfold.input_spec import name_shapes
 from bnfold.latency.batches import with_batch
 from bnfold.latency.pair import Output, Prepared, Setting, check_same_names, check_same_outputs, usable_cpus
 from bnfold.latency.timing import Call
-from bnfold.verification.devices import Device, DeviceRequest, cpu_device, cuda_device, tensorrt_device
-from bnfold.verification.feeds import Feed, FeedRequest, make_feeds
-from bnfold.verification.inputs import name_shapes
-from bnfold.verification.runtimes import (
+from bnfold.verification.inputs.feeds import Feed, FeedRequest, make_feeds
+from bnfold.verification.inputs.sampling import declared_inputs
+from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, tensorrt_device
+from bnfold.verification.runtime.sessions import (
     FailureKind,
     RuntimeFailure,
     check_device_works,
@@ -44,8 +45,7 @@ from bnfold.verification.runtimes import (
     failure_of,
     to_ort_value,
 )
-from bnfold.verification.sampling import declared_inputs
-from bnfold.verification.source import Source
+from bnfold.verification.runtime.source import Source
 
 _SILENT = 4  # onnxruntime's severity FATAL: what goes wrong is raised, not written to standard error
 _HOST, _GPU = "cpu", "cuda"  # what onnxruntime calls the memory of a device
@@ -71,7 +71,7 @@ class OnnxPair:
     def __init__(
         self, original: Source, folded: Source, request: DeviceRequest, threads: int | None, feeds: FeedRequest
     ) -> None:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         self._feeds = feeds
         self._declared = declared_inputs(original.skeleton().proto)
@@ -140,7 +140,7 @@ class _Deployed:
     """A model in a session with the runtime's own optimisations."""
 
     def __init__(self, source: Source, device: Device, threads: int | None) -> None:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         self._label, self._device = source.label, device
         options = onnxruntime.SessionOptions()
@@ -178,7 +178,7 @@ class _Deployed:
         Raises:
             RuntimeFailure: The model does not run on these inputs.
         """
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         run_options = onnxruntime.RunOptions()
         run_options.log_severity_level = _SILENT

@@ -9,11 +9,12 @@ import torch
 from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
+from bnfold.input_spec import InputSpec, name_shapes
 from bnfold.latency.batches import with_batch
 from bnfold.report.records import InputInfo
-from bnfold.verification.inputs import InputSpec, name_shapes
-from bnfold.verification.sampling import DeclaredInput
-from bnfold.verification.torch.samples import Sample, SampleRequest
+from bnfold.verification.inputs.sampling import DeclaredInput
+from bnfold.verification.torch.run.sample import Sample
+from bnfold.verification.torch.run.samples import SampleRequest
 
 Fed = tuple[Sample, tuple[InputInfo, ...]]
 """What a model is called with, and what is said about it."""

@@ -27,11 +27,12 @@ from bnfold.errors import BnfoldError, DeviceError, UsageError, VerificationErro
 from bnfold.latency.pair import Output, Prepared, Setting, check_same_outputs, usable_cpus
 from bnfold.latency.timing import Call
 from bnfold.latency.torch_batches import Fed, repeated, request_for_program
-from bnfold.verification.devices import DeviceRequest
-from bnfold.verification.torch.devices import first_line, torch_device
-from bnfold.verification.torch.flatten import flatten
-from bnfold.verification.torch.samples import Sample, SampleRequest, make_samples
-from bnfold.verification.torch.subject import Subject
+from bnfold.verification.runtime.devices import DeviceRequest
+from bnfold.verification.torch.run.devices import first_line, torch_device
+from bnfold.verification.torch.run.flatten import flatten
+from bnfold.verification.torch.run.sample import Sample
+from bnfold.verification.torch.run.samples import SampleRequest, make_samples
+from bnfold.verification.torch.run.subject import Subject
 
 _OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 

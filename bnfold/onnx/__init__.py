@@ -1,4 +1,7 @@
-"""The ONNX front-end: load, lift, apply, save; and `FoldBatchNormPass` for pipelines built on onnx_ir."""
+"""The ONNX front-end: a model comes in, and a folded model with its plan goes out; and the pass for onnx_ir.
+
+It must not know torch, and decides nothing about where an affine goes.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ __all__ = ["FoldBatchNormPass"]
 def __getattr__(name: str) -> object:
     if name == "FoldBatchNormPass":
         # onnx_ir takes half a second to import, and only this pass needs it.
-        from bnfold.onnx.ir import FoldBatchNormPass  # noqa: PLC0415
+        from bnfold.onnx.ir import FoldBatchNormPass
 
         return FoldBatchNormPass
     message = f"module {__name__!r} has no attribute {name!r}"

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bnfold import planner
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Graph
-from bnfold.onnx.apply import apply
-from bnfold.onnx.functions import inline_weight_arguments
-from bnfold.onnx.lift import lift
-from bnfold.onnx.load import OnnxModel, check
-from bnfold.onnx.names import count_ops
-from bnfold.plan import Leftover, Plan
+from bnfold.onnx.edit.apply import apply
+from bnfold.onnx.file.load import OnnxModel, check
+from bnfold.onnx.lift.functions import inline_weight_arguments
+from bnfold.onnx.lift.lift import lift
+from bnfold.onnx.proto.names import count_ops
+from bnfold.planning import planner
+from bnfold.planning.plan import Leftover, Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,12 +1,11 @@
-"""bnfold for pipelines built on onnx_ir: the fold as a pass, and models converted both ways."""
+"""bnfold for pipelines built on onnx_ir: the fold as a pass."""
 
-import onnx
 import onnx_ir as ir
 
-from bnfold.errors import ModelLoadError
+from bnfold.onnx.file.ir_model import model_to_proto
+from bnfold.onnx.file.load import from_proto
 from bnfold.onnx.fold import fold_onnx
-from bnfold.onnx.load import from_proto
-from bnfold.plan import Leftover
+from bnfold.planning.plan import Leftover
 
 
 class FoldBatchNormPass(ir.passes.InPlacePass):
@@ -51,25 +50,3 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
             model.functions.clear()
             model.functions.update(result.functions)
         return ir.passes.PassResult(model, modified=folded.changed)
-
-
-def model_to_proto(model: ir.Model) -> onnx.ModelProto:
-    """Serialises a model with the values of all its tensors, those in external files too.
-
-    Args:
-        model: The model; it is not changed.
-
-    Raises:
-        ModelLoadError: An initializer has no value.
-    """
-    proto = ir.to_proto(model)
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            value = model.graph.initializers[tensor.name].const_value
-            if value is None:
-                message = f"the initializer '{tensor.name}' of the onnx_ir model has no value"
-                raise ModelLoadError(message)
-            tensor.raw_data = value.tobytes()
-            tensor.ClearField("external_data")
-            tensor.data_location = onnx.TensorProto.DEFAULT
-    return proto

@@ -1,4 +1,7 @@
-"""What bnfold tells: one report for people (a line) and for programs (JSON)."""
+"""What bnfold tells: plans and measurements come in, one report for people (a line) and programs (JSON) goes out.
+
+It runs nothing and judges nothing.
+"""
 
 from bnfold.report.completing import complete, plan_entries
 from bnfold.report.records import (

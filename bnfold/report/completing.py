@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bnfold.plan import Direction, Plan
+from bnfold.planning.plan import Direction, Plan
 from bnfold.report.records import FileInfo, PlanEntry
 from bnfold.report.report import Report
 

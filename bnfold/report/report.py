@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 
-from bnfold.plan import Apart, Merge
+from bnfold.planning.plan import Apart, Merge
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import (
     DeviceInfo,

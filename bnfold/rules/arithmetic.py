@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnfold.graph import OpNode, Signs, Stop, StopCode
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
+from bnfold.graph import OpNode, Signs
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
 from bnfold.rules.shapes import narrowed, widened
 
@@ -27,7 +28,7 @@ def _not_linear(node: OpNode, part: Part) -> Stop:
 
 
 def _signs(node: OpNode) -> tuple[int, ...]:
-    assert isinstance(node.parameters, Signs)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Signs)  # the front-end's contract, see graph.py
     return node.parameters.signs
 
 
@@ -121,7 +122,7 @@ def negative(node: OpNode, array: Float64Array) -> Stop | None:
 
 
 def _relu(node: OpNode, array: Float64Array | None, part: Part) -> Float64Array | Stop:
-    assert array is not None  # noqa: S101 - at least one input has an array
+    assert array is not None  # at least one input has an array
     if part is Part.SHIFT:
         return Stop(StopCode.NONLINEAR, f"{node.op_type} '{node.name}' is not linear, a shift does not move past it")
     return negative(node, array) or array

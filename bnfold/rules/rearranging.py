@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnfold.graph import Blocks, Gathered, Joined, OpNode, Permutation, Picked, Stop, StopCode
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
+from bnfold.graph import Blocks, Gathered, Joined, OpNode, Permutation, Picked
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
 from bnfold.rules.shapes import narrowed, reshaped, widened
 
@@ -20,7 +21,7 @@ def _varies(node: OpNode, why: str) -> Stop:
 
 
 def _permutation(node: OpNode) -> tuple[int, ...]:
-    assert isinstance(node.parameters, Permutation)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Permutation)  # the front-end's contract, see graph.py
     return node.parameters.axes
 
 
@@ -57,7 +58,7 @@ def _reshape_backward(node: OpNode, _: int, array: Float64Array, __: Part) -> Se
 
 
 def _reshape_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
-    assert arrays[0] is not None  # noqa: S101 - at least one input has an array
+    assert arrays[0] is not None  # at least one input has an array
     carried = _reshape(node, arrays[0], backward=False)
     return carried if isinstance(carried, Stop) else (carried,)
 
@@ -70,7 +71,7 @@ def _sizes_along(node: OpNode, axis: int) -> list[int] | None:
 
 
 def _concat_backward(node: OpNode, _: int, array: Float64Array, __: Part) -> Sequence[Arrays] | Stop:
-    assert isinstance(node.parameters, Joined)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Joined)  # the front-end's contract, see graph.py
     axis = node.parameters.axis
     if array.shape[axis] == 1:
         return [(array,) * len(node.inputs)]
@@ -81,7 +82,7 @@ def _concat_backward(node: OpNode, _: int, array: Float64Array, __: Part) -> Seq
 
 
 def _concat_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
-    assert isinstance(node.parameters, Joined)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Joined)  # the front-end's contract, see graph.py
     axis = node.parameters.axis
     given = [array for array in arrays if array is not None]
     if len(given) == len(arrays) and all(
@@ -103,7 +104,7 @@ def _concat_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
 
 def _pick_backward(node: OpNode, position: int, array: Float64Array, part: Part) -> Sequence[Arrays] | Stop:
     """What an output takes is changed, and what nothing else reads may be changed along with it."""
-    assert isinstance(node.parameters, Picked)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Picked)  # the front-end's contract, see graph.py
     others_read = any(value.uses or value.observer for at, value in enumerate(node.outputs) if at != position)
     for axis, indices in node.parameters.outputs[position].items():
         if array.shape[axis] == 1 and not others_read:
@@ -121,11 +122,11 @@ def _pick_backward(node: OpNode, position: int, array: Float64Array, part: Part)
 
 
 def _pick_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
-    assert isinstance(node.parameters, Picked)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Picked)  # the front-end's contract, see graph.py
     results = []
     for cuts in node.parameters.outputs:
         array = arrays[0]
-        assert array is not None  # noqa: S101 - at least one input has an array
+        assert array is not None  # at least one input has an array
         for axis, indices in cuts.items():
             if array.shape[axis] == 1:
                 continue
@@ -137,7 +138,7 @@ def _pick_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
 
 
 def _gather_backward(node: OpNode, _: int, array: Float64Array, part: Part) -> Sequence[Arrays] | Stop:
-    assert isinstance(node.parameters, Gathered)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Gathered)  # the front-end's contract, see graph.py
     axis, rank, indices = node.parameters.axis, node.parameters.rank, node.parameters.indices
     picked = array.shape[axis : axis + rank]
     before, after = array.shape[:axis], array.shape[axis + rank :]
@@ -153,9 +154,9 @@ def _gather_backward(node: OpNode, _: int, array: Float64Array, part: Part) -> S
 
 
 def _gather_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
-    assert isinstance(node.parameters, Gathered)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Gathered)  # the front-end's contract, see graph.py
     array, axis, rank = arrays[0], node.parameters.axis, node.parameters.rank
-    assert array is not None  # noqa: S101 - at least one input has an array
+    assert array is not None  # at least one input has an array
     if array.shape[axis] == 1:
         return (array.reshape(array.shape[:axis] + (1,) * rank + array.shape[axis + 1 :]),)
     if node.parameters.indices is None or rank != 1:
@@ -170,7 +171,7 @@ def _expand_backward(node: OpNode, _: int, array: Float64Array, __: Part) -> Seq
 
 def _expand_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
     shape = node.outputs[0].shape
-    assert arrays[0] is not None  # noqa: S101 - at least one input has an array
+    assert arrays[0] is not None  # at least one input has an array
     if shape is None:
         return Stop(StopCode.UNKNOWN_RANK, f"the rank of the output of {node.op_type} '{node.name}' is not known")
     if any(have not in (1, size) for have, size in zip(arrays[0].shape[::-1], shape[::-1], strict=False)):
@@ -207,8 +208,8 @@ def _to_wide(array: Float64Array, blocks: Blocks) -> Float64Array | None:
 
 
 def _blocks(node: OpNode, array: Float64Array | None, *, deepen: bool) -> Float64Array | Stop:
-    assert isinstance(node.parameters, Blocks)  # noqa: S101 - the front-end's contract, see graph.py
-    assert array is not None  # noqa: S101 - at least one input has an array
+    assert isinstance(node.parameters, Blocks)  # the front-end's contract, see graph.py
+    assert array is not None  # at least one input has an array
     carried = _to_deep(array, node.parameters) if deepen else _to_wide(array, node.parameters)
     return _varies(node, "mixes elements that the affine treats differently") if carried is None else carried
 

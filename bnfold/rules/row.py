@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bnfold.graph import OpNode, Stop
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
+from bnfold.graph import OpNode
+from bnfold.reasons import Stop
 
 
 class Part(StrEnum):

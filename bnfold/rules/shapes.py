@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
 
 Shape = tuple[int | str | None, ...]
 

@@ -1,7 +1,8 @@
 """The table: which row each operator has.
 
 Backward means from an operator's output to its inputs, forward from an input to the output; s is the scale of an
-affine, t its shift. Linear maps absorb affines and affines compose; these ends of a move belong to `bnfold.route`.
+affine, t its shift. Linear maps absorb affines and affines compose; these ends of a move belong to the search, in
+`bnfold.planning.route`.
 
 | operator | backward | forward |
 |---|---|---|
@@ -27,8 +28,9 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 
 from collections.abc import Sequence
 
-from bnfold.graph import Op, OpNode, Stop, StopCode
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
+from bnfold.graph import Op, OpNode
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules import arithmetic, rearranging, windows
 from bnfold.rules.row import Arrays, Part, Row
 

@@ -13,14 +13,15 @@ An average that counts the zeros of a padding is no average of x at the border, 
 
 from collections.abc import Sequence
 
-from bnfold.graph import Along, OpNode, Stop, StopCode
-from bnfold.rounding import Float64Array
+from bnfold.algebra.rounding import Float64Array
+from bnfold.graph import Along, OpNode
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules.arithmetic import negative
 from bnfold.rules.row import Arrays, Part, Row
 
 
 def _along(node: OpNode) -> Along:
-    assert isinstance(node.parameters, Along)  # noqa: S101 - the front-end's contract, see graph.py
+    assert isinstance(node.parameters, Along)  # the front-end's contract, see graph.py
     return node.parameters
 
 
@@ -55,7 +56,7 @@ def _row(*, passes_shift: bool = True, keeps_order: bool = False) -> Row:
 
     def forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
         array, along = arrays[0], _along(node)
-        assert array is not None  # noqa: S101 - at least one input has an array
+        assert array is not None  # at least one input has an array
         stop = _guard(node, array, part, passes_shift=passes_shift, keeps_order=keeps_order)
         if stop is not None:
             return stop

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from bnfold.errors import UsageError
+from bnfold.input_spec import Array, Shapes
 from bnfold.model_kind import is_torch
 from bnfold.report.report import Report
-from bnfold.verification.inputs import Array, Shapes
-from bnfold.verification.sampling import Range
-from bnfold.verification.source import ModelLike
-from bnfold.verification.verifier import verify as verify_onnx
+from bnfold.verification.inputs.sampling import Range
+from bnfold.verification.onnx.verifier import verify as verify_onnx
+from bnfold.verification.runtime.source import ModelLike
 
 if TYPE_CHECKING:
-    from bnfold.torch.inputs import ExampleInputs
-    from bnfold.verification.torch.samples import Given
-    from bnfold.verification.torch.subject import TorchLike
+    from bnfold.torch.capture.example_inputs import ExampleInputs
+    from bnfold.verification.torch.run.samples import Given
+    from bnfold.verification.torch.run.subject import TorchLike
 
     AnyModel: TypeAlias = ModelLike | TorchLike
     AnyInputs: TypeAlias = Mapping[str, Array] | Sequence[Mapping[str, Array]] | Given | Sequence[Given]
@@ -78,7 +78,7 @@ def verify(
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
     if is_torch(original):
-        from bnfold.verification.torch.verifier import verify_torch  # noqa: PLC0415 - takes seconds
+        from bnfold.verification.torch.verifier import verify_torch
 
         return verify_torch(
             cast("TorchLike", original),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import conftest  # noqa: F401 - it finds tests/support
 import onnx
 import onnxruntime
 import onnxscript.optimizer

@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import conftest  # noqa: F401 - it finds tests/support
 import numpy as np
 import onnx
 import onnxruntime
@@ -41,7 +42,7 @@ import bnfold
 from bnfold.latency import Ratio, benchmark
 from bnfold.latency.benchmarking import AnyModel
 from bnfold.latency.pair import usable_cpus
-from bnfold.verification.devices import cpu_device
+from bnfold.verification.runtime.devices import cpu_device
 
 PAGE = Path(__file__).with_name("MERGING.md")
 RUNTIMES = ("onnxruntime", "torch")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import conftest  # noqa: F401 - it finds tests/support
 from streams import STREAMS
 
-from bnfold import planner
 from bnfold.graph import Graph
+from bnfold.planning import planner
 
 SIZES = (500, 1000, 2000, 5000)
 

@@ -33,7 +33,7 @@ PEAK = """
 import gc, json, pathlib, warnings
 warnings.simplefilter("ignore")
 import torch
-import bnfold, bnfold.torch.fold
+import bnfold, bnfold.torch.module.fold
 {build}
 torch.manual_seed(0)
 module = Network(config).eval()
@@ -65,6 +65,7 @@ WORK = {
 def times(only: str | None, rounds: int) -> bool:
     """Prints the table of times; says whether every ratio is small enough."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    import conftest  # noqa: F401 - it finds tests/support
     import torch
     from zoo import ZOO
 

@@ -26,11 +26,11 @@ PEAK = "import resource; peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxr
 FEED = """
 import json, sys, time
 import numpy as np
-from bnfold.onnx.load import load
-from bnfold.verification.devices import cpu_device
-from bnfold.verification.feeds import FeedRequest, make_feeds
-from bnfold.verification.runtimes import Session
-from bnfold.verification.sampling import declared_inputs
+from bnfold.onnx.file.load import load
+from bnfold.verification.runtime.devices import cpu_device
+from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
+from bnfold.verification.runtime.sessions import Session
+from bnfold.verification.inputs.sampling import declared_inputs
 """
 
 ALONE = f"""{FEED}
@@ -49,17 +49,18 @@ VERIFY = f"""
 import json, time
 import onnxruntime
 import bnfold
-from bnfold.verification import runtimes, verifier
+from bnfold.verification.runtime import sessions
+from bnfold.verification.onnx import verifier
 
 creation = []
-create = runtimes.Session.__init__
+create = sessions.Session.__init__
 
 def timed(self, *args, **options):
     start = time.perf_counter()
     create(self, *args, **options)
     creation.append(time.perf_counter() - start)
 
-runtimes.Session.__init__ = timed
+sessions.Session.__init__ = timed
 report = bnfold.verify({{model!r}}, {{folded!r}}, device="cpu", samples={{samples}})
 {PEAK}
 print(json.dumps({{{{

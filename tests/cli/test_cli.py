@@ -146,7 +146,7 @@ def test_output_equal_to_input_needs_force(run, tmp_path):
 
 def test_a_wrong_result_is_not_written(run, tmp_path, monkeypatch):
     """A fold that drops the bias of every map must never reach the disk."""
-    from bnfold.weights import Folding
+    from bnfold.algebra.linear_map import Folding
 
     right = Folding.bias
     monkeypatch.setattr(Folding, "bias", lambda self: None if right(self) is None else right(self) * 1.01)
@@ -280,12 +280,12 @@ def test_folding_a_file_imports_neither_torch_nor_onnxruntime(tmp_path):
 
 
 def test_a_bug_gets_exit_code_70_and_one_line(run, tmp_path, monkeypatch):
-    import bnfold.planner
+    import bnfold.planning.planner
 
     def broken(*_, **__):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(bnfold.planner, "plan", broken)
+    monkeypatch.setattr(bnfold.planning.planner, "plan", broken)
     code, out, err = run("fold", SAMPLE, "-o", tmp_path / "out.onnx")
     assert (code, out) == (70, "")
     assert "a bug in bnfold" in err

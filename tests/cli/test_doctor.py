@@ -9,8 +9,8 @@ from bnfold.cli.main import app
 from typer.testing import CliRunner
 
 from bnfold.errors import DeviceError
-from bnfold.verification import doctor
-from bnfold.verification.devices import CPU_PROVIDER, Device
+from bnfold.verification.runtime import doctor
+from bnfold.verification.runtime.devices import CPU_PROVIDER, Device
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ def test_skip_and_only_hold_for_the_file_as_well(run, words):
 
 
 def test_a_wrong_result_is_not_written(run, monkeypatch):
-    from bnfold.weights import Folding
+    from bnfold.algebra.linear_map import Folding
 
     right = Folding.bias
     monkeypatch.setattr(Folding, "bias", lambda self: None if right(self) is None else right(self) * 1.01)

@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1].joinpath(*parts)) for parts in ((), ("..",), ("verification",))]
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+    import conftest  # noqa: F401 - it finds tests/support
 
 import mutations
 import numpy as np
@@ -25,11 +26,11 @@ import onnxruntime
 
 import bnfold
 from bnfold.errors import DeviceError
-from bnfold.onnx.load import from_proto
-from bnfold.verification.devices import Device, cuda_device, tensorrt_device
-from bnfold.verification.feeds import FeedRequest, make_feeds
-from bnfold.verification.runtimes import RuntimeFailure, Session, check_device_works
-from bnfold.verification.sampling import declared_inputs
+from bnfold.onnx.file.load import from_proto
+from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
+from bnfold.verification.inputs.sampling import declared_inputs
+from bnfold.verification.runtime.devices import Device, cuda_device, tensorrt_device
+from bnfold.verification.runtime.sessions import RuntimeFailure, Session, check_device_works
 
 RUNS = 20
 HEADER = (

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "verification")]
+sys.path.append(str(Path(__file__).parents[1]))
 
+import conftest  # noqa: F401 - it finds tests/support
 import numpy as np
 import torch
 import torch_networks
 
 import bnfold
-from bnfold.verification.devices import DeviceRequest
-from bnfold.verification.torch.devices import settings, torch_device
+from bnfold.verification.runtime.devices import DeviceRequest
+from bnfold.verification.torch.run.devices import settings, torch_device
 
 RUNS = 20
 ZOO_NAMES = ("resnet", "regnet", "mobilenet_v2", "efficientnet", "mobilevit", "levit")

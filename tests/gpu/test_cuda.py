@@ -4,18 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutations
 import onnxruntime
 import pytest
 
 import bnfold
 from bnfold.errors import DeviceError
 from bnfold.report import Verdict
-from bnfold.verification.devices import cuda_device
-from bnfold.verification.runtimes import check_device_works
-
-sys.path.append(str(Path(__file__).parents[1] / "verification"))
-
-import mutations
+from bnfold.verification.runtime.devices import cuda_device
+from bnfold.verification.runtime.sessions import check_device_works
 
 CHECK = Path(__file__).parent / "check.py"
 
@@ -90,8 +87,8 @@ def test_the_check_runs_on_a_stand_in(monkeypatch, capsys):
     sys.path.append(str(CHECK.parent))
     import check
 
-    from bnfold.verification import verifier
-    from bnfold.verification.devices import CPU_PROVIDER, Device
+    from bnfold.verification.onnx import verifier
+    from bnfold.verification.runtime.devices import CPU_PROVIDER, Device
 
     stand_in = Device("cuda", CPU_PROVIDER, "a stand-in")
     monkeypatch.setattr(check, "cuda_device", lambda: stand_in)

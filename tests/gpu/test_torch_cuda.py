@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "verification"))
-
 import torch_networks as networks
 
 import bnfold

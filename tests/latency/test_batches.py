@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bnfold.errors import UsageError
+from bnfold.input_spec import InputSpec
 from bnfold.latency.batches import with_batch
-from bnfold.verification.inputs import InputSpec
-from bnfold.verification.sampling import DeclaredInput
+from bnfold.verification.inputs.sampling import DeclaredInput
 
 
 def declared(name, *dims):

@@ -16,7 +16,7 @@ from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationE
 from bnfold.latency import benchmarking, onnx_runner
 from bnfold.latency.timing import Round
 from bnfold.verification import InputSpec
-from bnfold.verification.devices import Device, cpu_device
+from bnfold.verification.runtime.devices import Device, cpu_device
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits_resnet.onnx"
 SHORT_S = 0.001

@@ -11,7 +11,7 @@ import bnfold
 from bnfold.errors import DeviceError, UsageError, VerificationError
 from bnfold.latency import torch_runner
 from bnfold.verification import InputSpec
-from bnfold.verification.torch.subject import Subject
+from bnfold.verification.torch.run.subject import Subject
 
 SHORT_S = 0.001
 

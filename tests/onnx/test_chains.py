@@ -8,7 +8,7 @@ from onnx_fold import batch_norm, parse, random
 from work import bytecodes
 
 import bnfold
-from bnfold.plan import Plan
+from bnfold.planning.plan import Plan
 
 LENGTH = 3000
 SMALL, LARGE = 90, 720

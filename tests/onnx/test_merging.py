@@ -17,8 +17,8 @@ from oracle import evaluate, relative_error, to_double
 
 import bnfold
 from bnfold.api import FoldResult
-from bnfold.graph import StopCode
-from bnfold.plan import MergeKind, Plan
+from bnfold.planning.plan import MergeKind, Plan
+from bnfold.reasons import StopCode
 
 IMAGE = "double[2, 4, H, W]"
 FORMS = {

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bnfold.graph import Op, OpNode, Stop, StopCode, Value
+from bnfold.graph import Op, OpNode, Value
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules import TABLE, Part
 
 ARRAY = np.array([[2.0, -0.5, 0.0]])

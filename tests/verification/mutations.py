@@ -20,14 +20,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+    import conftest  # noqa: F401 - it finds tests/support
 
 import light_models
 
 import bnfold
-from bnfold.onnx.load import from_proto
+from bnfold.onnx.file.load import from_proto
 from bnfold.report import Verdict
-from bnfold.verification.devices import cpu_device
-from bnfold.verification.sites import SITE_LIMIT, SitesOutcome, measure_sites
+from bnfold.verification.judging.sites import SITE_LIMIT, SitesOutcome
+from bnfold.verification.onnx.sites.measure import measure_sites
+from bnfold.verification.runtime.devices import cpu_device
 
 Feeds = Mapping[str, np.ndarray]
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+    import conftest  # noqa: F401 - it finds tests/support
 
 import torch_networks as networks
 
 import bnfold
 from bnfold.report import Report, Verdict
-from bnfold.verification.sites import SITE_LIMIT
+from bnfold.verification.judging.sites import SITE_LIMIT
 
 ZOO_NAMES = ("resnet", "mobilenet_v2", "mobilevit", "levit")
 """Those that are tested; the table has more."""

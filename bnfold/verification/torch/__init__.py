@@ -1,1 +1,4 @@
-"""The verification of PyTorch models: nn.Module, ExportedProgram and .pt2, and ONNX files that were made of them."""
+"""The verification of PyTorch models, and of ONNX files made of them: both models come in, a report goes out.
+
+What a difference amounts to is for `bnfold.verification.judging` to say.
+"""

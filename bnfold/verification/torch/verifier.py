@@ -6,27 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
-from bnfold.errors import DeviceError, ModelLoadError, UsageError, VerificationError
+from bnfold.errors import DeviceError, ModelLoadError, VerificationError
+from bnfold.input_spec import Shapes
 from bnfold.model_kind import is_torch
-from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict, VerifyConfig
+from bnfold.report.clock import Clock
+from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
-from bnfold.torch.inputs import ExampleInputs
-from bnfold.verification.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
-from bnfold.verification.evidence import Compared, Results, Tolerances, compare_results, metrics_only
-from bnfold.verification.gate import NOISE_LIMIT, Evidence, judge
-from bnfold.verification.inputs import Shapes
-from bnfold.verification.runtimes import FailureKind, RuntimeFailure, check_device_works
-from bnfold.verification.sampling import Range
-from bnfold.verification.sites import SITE_LIMIT, SitesOutcome, worst_failure
-from bnfold.verification.source import ModelLike, Source
-from bnfold.verification.torch.devices import torch_device
-from bnfold.verification.torch.evaluation import Placement
-from bnfold.verification.torch.folded import OnnxFolded
-from bnfold.verification.torch.oracle import Judged, Measured, judge_by_noise
-from bnfold.verification.torch.samples import Given, Sample, SampleRequest, make_samples
-from bnfold.verification.torch.sites import measure_sites
-from bnfold.verification.torch.subject import RunError, Runner, Subject, TorchLike, check_modes
-from bnfold.verification.verifier import Clock, check_tolerances, worst_output
+from bnfold.torch.capture.example_inputs import ExampleInputs
+from bnfold.verification.inputs.sampling import Range
+from bnfold.verification.judging.comparing import (
+    Compared,
+    Results,
+    Tolerances,
+    compare_results,
+    judge_without_noise,
+    metrics_only,
+)
+from bnfold.verification.judging.sites import SitesOutcome
+from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
+from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
+from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
+from bnfold.verification.runtime.source import ModelLike, Source
+from bnfold.verification.torch.outputs.oracle import Judged, Measured, judge_by_noise
+from bnfold.verification.torch.run.devices import torch_device
+from bnfold.verification.torch.run.evaluation import Placement
+from bnfold.verification.torch.run.folded import OnnxFolded
+from bnfold.verification.torch.run.sample import Sample
+from bnfold.verification.torch.run.samples import Given, SampleRequest, make_samples
+from bnfold.verification.torch.run.subject import RunError, Runner, Subject, TorchLike, check_modes
+from bnfold.verification.torch.sites.measure import measure_sites
 
 AnyModel: TypeAlias = TorchLike | ModelLike
 
@@ -84,9 +92,7 @@ def verify_torch(
         VerificationError: The original does not run, so that nothing can be compared.
         DeviceError: The device cannot be used.
     """
-    request = parse_device(device)
-    if tf32 and request not in (DeviceRequest.CUDA, DeviceRequest.AUTO):
-        raise UsageError(f"tf32 was asked for on {device}, which has none", hint="Use --device cuda.")
+    request = parse_device(device, tf32=tf32)
     in_torch = is_torch(folded)
     task = _Task(
         request,
@@ -94,7 +100,7 @@ def verify_torch(
         Subject.of(cast(TorchLike, folded), "folded") if in_torch else None,
         None if in_torch else Source.of(cast(ModelLike, folded), "folded"),
         SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges),
-        check_tolerances(rtol, atol),
+        Tolerances.of(rtol, atol),
         tf32,
     )
     if task.folded is not None:
@@ -147,9 +153,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
             f"{task.original.label} computes {placement.heavy_elsewhere} where {device.kind} was asked for",
             hint="Its own code puts tensors there; verify with --device cpu.",
         )
-    config = VerifyConfig(seed, len(samples), inputs, noise_limit=NOISE_LIMIT, site_limit=SITE_LIMIT)
-    if task.tolerances is not None:
-        config = replace(config, rtol=task.tolerances.rtol, atol=task.tolerances.atol)
+    config = config_of(seed, len(samples), inputs, task.tolerances)
     report = Report(
         Verdict.INCONCLUSIVE,
         "nothing was compared",
@@ -162,9 +166,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
     with clock.measure("folded_runs"):
         found = _run_folded(task, device, onnx_device, samples, references[0])
     if isinstance(found, str):
-        return replace(
-            report, verdict=Verdict.FAIL, reason=f"the folded model does not run where the original does: {found}"
-        )
+        return does_not_run(report, found)
     compared = compare_results(references, found, task.tolerances)
     if task.tf32 and device.kind == "cuda":
         with clock.measure("as_deployed"):
@@ -172,11 +174,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
     with clock.measure("noise"):
         measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared)
         judged = _judge(measured, task.tolerances, random)
-    verdict, reason = worst_output(judged.outputs)
-    wrong_layer = "" if task.tolerances else worst_failure(outcome.sites)
-    if wrong_layer:
-        said = [wrong_layer, reason] if verdict is Verdict.FAIL else [wrong_layer]
-        verdict, reason = Verdict.FAIL, "; ".join(said)
+    verdict, reason = decide(judged.outputs, outcome.sites, task.tolerances)
     oracle = "float64" if judged.has_oracle else "none"
     config = replace(config, noise_draws=judged.draws, oracle=oracle, oracle_note=judged.note)
     return replace(report, verdict=verdict, reason=reason, outputs=judged.outputs, config=config)
@@ -185,10 +183,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
 def _judge(measured: Measured, tolerances: Tolerances | None, random: str) -> Judged:
     if tolerances is None and not random:
         return judge_by_noise(measured)
-    outputs = tuple(
-        judge(Evidence(name, runs.comparisons, (), runs.within, str(tolerances), random_node=random))
-        for name, runs in measured.compared.items()
-    )
+    outputs = judge_without_noise(measured.compared, tolerances, random)
     return Judged(outputs, 0, has_oracle=False, note="")
 
 
@@ -235,8 +230,8 @@ def _run_folded(
             return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in samples]
         except RunError as error:
             return str(error)
-    assert task.onnx is not None  # noqa: S101 - one of the two is always there
-    assert onnx_device is not None  # noqa: S101
+    assert task.onnx is not None  # one of the two is always there
+    assert onnx_device is not None
     try:
         return OnnxFolded(task.onnx, onnx_device).run(samples, reference, as_deployed=as_deployed)
     except RuntimeFailure as failure:

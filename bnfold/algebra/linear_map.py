@@ -1,0 +1,296 @@
+"""Linear maps with constant weights, and the affines that they absorb.
+
+A map computes y = alpha · W ⋆ x + beta · b, where ⋆ is a convolution, a transposed convolution or a matrix product.
+With an affine (s_i, t_i) on its input channels and one (s_o, t_o) on its output channels,
+
+    s_o · (alpha · W ⋆ (s_i · x + t_i) + beta · b) + t_o  =  alpha · W' ⋆ x + b'
+
+    W' = s_o · W · s_i          b' = s_o · (beta · b + alpha · Σ W · t_i) + t_o
+
+where Σ runs over the input channels and the taps of the kernel. The sum is what every output gets only if every output
+sums the whole kernel: with zero padding the outputs at the border miss some taps, and a shift on the input is not
+absorbed (see `LinearMap.partial_kernel`).
+
+Everything is computed in float64 and rounded once, at the end, however many affines were absorbed. With n affines the
+float64 value of a weight is within 3.5·n·2**-53, relative, of the exact one, so what is stored is the correctly rounded
+exact value unless that lies so close to the middle between two neighbours; then it is one of the two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
+
+PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
+"""What `LinearMap.partial_kernel` says of a convolution with padding."""
+
+_BLOCK_ELEMENTS = 1 << 16
+"""How many weights are widened to float64 at a time: a block stays in the cache of a core."""
+
+
+class Tensor(Protocol):
+    """A constant that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, known without reading."""
+
+    @property
+    def dtype(self) -> DType:
+        """The storage dtype, known without reading."""
+
+    def read(self) -> Array:
+        """The values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayTensor:
+    """A constant that is in memory already."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the array."""
+        return self.array.dtype
+
+    def read(self) -> Array:
+        """The array itself."""
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a convolution slides, each number for each spatial axis.
+
+    Attributes:
+        strides: The distance between two outputs, in inputs; transposed, the other way round.
+        dilations: The distance between two taps.
+        before: How many zeros stand before the input; transposed, how many outputs are cut off there.
+        after: The same at the end; transposed, less the output padding.
+    """
+
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LinearMap:
+    """A convolution, transposed convolution or matrix product with constant weights.
+
+    Attributes:
+        weight: Any shape whose first two dimensions are channels: (out, in/groups, *kernel) if `out_first`, else
+            (in, out/groups, *kernel).
+        bias: None, or what broadcasts against the output: (out,) for a convolution, up to (M, N) for Gemm.
+        groups: The number of groups.
+        out_first: Which of the two layouts the weight has.
+        output_axis: The channel axis of the output, negative.
+        input_axis: The channel axis of the input, negative.
+        alpha: What multiplies the product (Gemm).
+        beta: What multiplies the bias (Gemm).
+        partial_kernel: Empty if every output sums the whole kernel, else a clause saying why not.
+        window: How a convolution slides; None for a matrix product, and where that depends on the size of the input.
+        bias_is_extra: Whether a bias is an operation of its own (an Add behind a MatMul).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    groups: int = 1
+    out_first: bool = True
+    output_axis: int = -1
+    input_axis: int = -1
+    alpha: float = 1.0
+    beta: float = 1.0
+    partial_kernel: str = ""
+    window: Window | None = None
+    bias_is_extra: bool = False
+
+    @property
+    def out_channels(self) -> int:
+        """The number of output channels."""
+        rows, columns = self.weight.shape[:2]
+        return rows if self.out_first else columns * self.groups
+
+    @property
+    def in_channels(self) -> int:
+        """The number of input channels."""
+        rows, columns = self.weight.shape[:2]
+        return columns * self.groups if self.out_first else rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Folding:
+    """A linear map with the affines that it has absorbed.
+
+    Attributes:
+        linear: The map as it was.
+        inner: What acts on its input channels, arrays of shape (in,).
+        outer: What acts on its output channels, arrays of shape (out,).
+    """
+
+    linear: LinearMap
+    inner: Affine | None = None
+    outer: Affine | None = None
+
+    def absorb_output(self, affine: Affine) -> "Folding":
+        """Adds an affine, with arrays of shape (out,), that acts on the present output."""
+        return replace(self, outer=affine if self.outer is None else self.outer.then(affine))
+
+    def absorb_input(self, affine: Affine) -> "Folding":
+        """Adds an affine, with arrays of shape (in,), whose result is the present input."""
+        return replace(self, inner=affine if self.inner is None else affine.then(self.inner))
+
+    def adds_work(self) -> bool:
+        """Whether the map needs an operation that it did not have."""
+        return self.linear.bias_is_extra and self.linear.bias is None and self.bias() is not None
+
+    def shift_is_lost(self) -> bool:
+        """Whether an input shift would reach only part of the outputs."""
+        return bool(self.linear.partial_kernel) and self.inner is not None and bool(self.inner.shift.any())
+
+    def weight(self) -> Array:
+        """The new weight, in the shape and dtype of the old one; each value rounded once."""
+        return self._scaled(self.linear.weight.dtype)
+
+    def exact_weight(self) -> Float64Array:
+        """The new weight in the shape of the old one, not rounded to its dtype; `alpha` is not in it."""
+        return self._scaled(np.dtype(np.float64)).astype(np.float64, copy=False)
+
+    def _scaled(self, dtype: DType) -> Array:
+        linear = self.linear
+        old = _as_rows(linear)
+        new = np.empty(old.shape, dtype)
+        row_scale, column_scale = self._scales()
+        blocks = [*_row_blocks(old)]
+        wide = np.empty(old[blocks[0]].shape) if blocks else np.empty(0)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for block in blocks:
+                exact = wide[: len(old[block])]
+                np.multiply(old[block], 1.0 if row_scale is None else row_scale[block], out=exact, dtype=np.float64)
+                if column_scale is not None:
+                    exact *= column_scale if len(column_scale) == 1 else column_scale[block]
+                round_into(new[block], exact)
+        return new.reshape(linear.weight.shape)
+
+    def bias(self) -> Array | None:
+        """The new bias, rounded once, or None where the map had none and needs none.
+
+        Its shape is (out,), followed by a 1 for each axis behind the channels of a matrix product from the left; for
+        a Gemm whose bias varies along the rows it is (M, N). It multiplies no `beta` any more.
+        """
+        exact = self.exact_bias()
+        bias = self.linear.bias
+        return None if exact is None else round_once(exact, self.linear.weight.dtype if bias is None else bias.dtype)
+
+    def exact_bias(self) -> Float64Array | None:
+        """The new bias as `bias` gives it, not rounded to its dtype."""
+        linear = self.linear
+        vector = (-1,) + (1,) * (-linear.output_axis - 1 if len(linear.weight.shape) == 2 else 0)
+        exact = np.zeros((linear.out_channels,)).reshape(vector)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if linear.bias is not None:
+                exact = exact + linear.beta * linear.bias.read().astype(np.float64)
+            if self.inner is not None and self.inner.shift.any():
+                exact = exact + (linear.alpha * _kernel_sums(linear, self.inner.shift)).reshape(vector)
+            if self.outer is not None:
+                exact = exact * self.outer.scale.reshape(vector) + self.outer.shift.reshape(vector)
+        return None if linear.bias is None and not exact.any() else exact
+
+    def defect(self) -> str | None:
+        """Says why the new weights cannot be stored, or None if they can.
+
+        Returns:
+            A clause naming the first output channel at fault, such as "the weight overflows float16 in output
+            channel 3".
+        """
+        linear = self.linear
+        if not self._weight_is_bounded():
+            new = self.weight()
+            by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
+            by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)
+            flat = by_channel.reshape(linear.out_channels, -1)
+            clause = _first_not_finite(flat, "weight", linear.weight)
+            if clause is not None:
+                return clause
+        bias = self.bias()
+        if bias is None:
+            return None
+        axis = linear.output_axis if len(linear.weight.shape) == 2 else -1
+        by_channel = bias if bias.ndim == 1 else np.moveaxis(bias, axis, 0)
+        return _first_not_finite(by_channel.reshape(len(by_channel), prod(by_channel.shape[1:])), "bias", linear.bias)
+
+    def _scales(self) -> tuple[Float64Array | None, Float64Array | None]:
+        """Scales for the rows, shape (R, 1, 1), and the columns, (1, C, 1) or (R, C, 1), of the weight."""
+        linear = self.linear
+        along_rows, along_columns = (self.outer, self.inner) if linear.out_first else (self.inner, self.outer)
+        rows = None if along_rows is None else along_rows.scale.reshape(-1, 1, 1)
+        if along_columns is None:
+            return rows, None
+        columns = along_columns.scale.reshape(linear.groups, -1, 1)
+        if linear.groups > 1:
+            columns = np.repeat(columns, linear.weight.shape[0] // linear.groups, axis=0)
+        return rows, columns
+
+    def _weight_is_bounded(self) -> bool:
+        """A cheap sufficient test that no new weight overflows: one pass over the old ones, no copy."""
+        old = _as_rows(self.linear)
+        if old.size == 0:
+            return True
+        row_scale, column_scale = self._scales()
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.maximum(np.abs(old.max(axis=(1, 2))), np.abs(old.min(axis=(1, 2)))).astype(np.float64)
+            if row_scale is not None:
+                largest = largest * np.abs(row_scale.reshape(-1))
+            if column_scale is not None:
+                largest = largest * np.abs(column_scale).max()
+        return bool((largest < 0.999 * largest_finite(self.linear.weight.dtype)).all())
+
+
+def _as_rows(linear: LinearMap) -> Array:
+    """The weight as (rows, columns, taps), where rows and columns are its two channel dimensions."""
+    rows, columns = linear.weight.shape[:2]
+    return linear.weight.read().reshape(rows, columns, prod(linear.weight.shape[2:]))
+
+
+def _row_blocks(rows: Array) -> Iterator[slice]:
+    step = max(1, _BLOCK_ELEMENTS // max(1, prod(rows.shape[1:])))
+    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
+
+
+def _kernel_sums(linear: LinearMap, shift: Float64Array) -> Float64Array:
+    """Σ W · shift over input channels and taps, shape (out,)."""
+    weight = _as_rows(linear)
+    rows, columns, _ = weight.shape
+    group_of_row = np.arange(rows) // max(1, rows // linear.groups)
+    sums = np.zeros((rows, 1) if linear.out_first else (linear.groups, columns))
+    for block in _row_blocks(weight):
+        taps = weight[block].sum(axis=2, dtype=np.float64)
+        if linear.out_first:
+            by_row = shift.reshape(linear.groups, columns)[group_of_row[block]]
+            sums[block, 0] = (taps * by_row).sum(axis=1)
+        else:
+            np.add.at(sums, group_of_row[block], taps * shift[block, None])
+    return sums.reshape(-1)
+
+
+def _first_not_finite(by_channel: Array, name: str, original: Tensor | None) -> str | None:
+    """Names the first row of `by_channel` that holds a value which is not finite."""
+    wrong = ~np.isfinite(by_channel).all(axis=1)
+    if not wrong.any():
+        return None
+    channel = int(np.flatnonzero(wrong)[0])
+    if original is not None and not np.isfinite(original.read()).all():
+        return f"the {name} holds values that are not finite (output channel {channel})"
+    return f"the new {name} overflows {by_channel.dtype} in output channel {channel}"

@@ -1,0 +1,271 @@
+"""What is known about a graph before it runs: initializers, Constant nodes, and expressions made of them.
+
+Exporters write constants in many ways: a missing bias as Expand(CastLike(Constant), Shape(weight)), a shared weight as
+Identity(initializer), a transposed one as Transpose(initializer). Such an expression is evaluated with onnx's own
+reference implementation, node by node and only when something asks for it.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bnfold.algebra.rounding import Array, DType
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
+from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
+
+EXPRESSIONS = frozenset(
+    "Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze Unsqueeze Flatten Concat Slice"
+    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min".split()
+)
+"""The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
+_MOST_ELEMENTS = 1 << 28
+"""An expression that would grow past this is not evaluated: a hostile file can ask for any size in a few bytes."""
+_KEPT_ELEMENTS = 1 << 16
+"""Larger results are computed again when they are read, not kept."""
+
+_EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What onnx's reference implementation raises on an expression that makes no sense."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A constant of a graph; a `bnfold.algebra.linear_map.Tensor`.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its element type.
+        overridable: Whether it is only the default of a graph input, which a caller may override.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    _read: Callable[[], Array]
+    overridable: bool = False
+
+    def read(self) -> Array:
+        """The values."""
+        return self._read()
+
+
+class Constants:
+    """The constants of one graph, with those of the graphs around it.
+
+    Args:
+        model: Where the bytes of large tensors are.
+        graph: The graph or function.
+        opset: The version of the default domain that its nodes are written in.
+        types: What is known about its values.
+        outer: The constants of the graph around a nested one.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        graph: GraphLike,
+        opset: int,
+        types: ValueTypes,
+        outer: "Constants | None" = None,
+    ) -> None:
+        self.model = model
+        self._opset = opset
+        self._types = types
+        self._outer = outer
+        self._found: dict[str, Constant | None] = {}
+        self._is_constant: dict[str, bool] = {}
+        self._producers = {name: node for node in graph.node for name in node.output if name}
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        if isinstance(graph, onnx.GraphProto):
+            self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+            self._inputs = {value.name for value in graph.input}
+        else:
+            self._inputs = set(graph.input)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a value is known before the graph runs; nothing is computed to find out."""
+        for part in self._inputs_first(name, self._is_constant):
+            self._is_constant[part] = self._follows_from_constants(part)
+        return self._is_constant[name]
+
+    def find(self, name: str) -> Constant | None:
+        """The constant of that name, or None if it is none or cannot be computed here."""
+        if not self.is_constant(name):
+            return None
+        for part in self._inputs_first(name, self._found):
+            self._found[part] = self._resolve(part) if self.is_constant(part) else None
+        return self._found[name]
+
+    def _inputs_first(self, name: str, known: Mapping[str, object]) -> Iterator[str]:
+        """The names of an expression that are not known yet, inputs before results, however long the chain is."""
+        waiting = [name]
+        while waiting:
+            top = waiting[-1]
+            if top in known:
+                waiting.pop()
+                continue
+            node = None if top in self._initializers else self._producers.get(top)
+            inputs = node.input if node is not None and is_standard(node, *EXPRESSIONS) else ()
+            unknown = [part for part in inputs if part and part not in known]
+            if unknown:
+                waiting += unknown
+            else:
+                yield waiting.pop()
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node that computes a value of this graph or of one around it."""
+        if name in self._producers or self._outer is None:
+            return self._producers.get(name)
+        return self._outer.producer(name)
+
+    def _follows_from_constants(self, name: str) -> bool:
+        if name in self._initializers:
+            return True
+        if not name or name in self._inputs:
+            return False
+        node = self._producers.get(name)
+        if node is None:
+            return self._outer is not None and self._outer.is_constant(name)
+        if node.domain not in DEFAULT_DOMAINS or any(given.ref_attr_name for given in node.attribute):
+            return False
+        match node.op_type:
+            case "Constant":
+                return True
+            case "Shape":
+                return self._known_shape(node) is not None
+            case "CastLike":
+                return self.is_constant(node.input[0]) and bool(self._element_type(node.input[1]))
+        return node.op_type in EXPRESSIONS and all(self.is_constant(part) for part in node.input if part)
+
+    def _resolve(self, name: str) -> Constant | None:
+        if name in self._initializers:
+            overridable = name in self._inputs and self.model.proto.ir_version >= 4
+            return self._from_tensor(self._initializers[name], overridable=overridable)
+        node = self._producers.get(name)
+        if node is None:
+            return None if self._outer is None else self._outer.find(name)
+        match node.op_type:
+            case "Constant":
+                return self._from_constant(node)
+            case "Shape":
+                shape = self._known_shape(node)
+                return None if shape is None else _kept(np.array(shape, dtype=np.int64))
+            case "CastLike":
+                return self._cast_like(node)
+        return self._from_expression(node)
+
+    def _from_tensor(self, tensor: onnx.TensorProto, *, overridable: bool = False) -> Constant | None:
+        dtype = numpy_dtype(tensor.data_type)
+        if dtype is None:
+            return None
+        return Constant(tuple(tensor.dims), dtype, lambda: self.model.array(tensor), overridable)
+
+    def _from_constant(self, node: onnx.NodeProto) -> Constant | None:
+        for given in node.attribute:
+            if given.name == "value":
+                return self._from_tensor(given.t)
+            if given.name in ("value_float", "value_floats"):
+                return _kept(np.array(helper.get_attribute_value(given), dtype=np.float32))
+            if given.name in ("value_int", "value_ints"):
+                return _kept(np.array(helper.get_attribute_value(given), dtype=np.int64))
+        return None
+
+    def _from_expression(self, node: onnx.NodeProto) -> Constant | None:
+        inputs = [self.find(name) for name in node.input]
+        if any(found is None and name for name, found in zip(node.input, inputs, strict=True)):
+            return None
+        overridable = any(found is not None and found.overridable for found in inputs)
+        if node.op_type == "Identity" and inputs[0] is not None:
+            return inputs[0]
+        if self._grows_too_large(node, inputs):
+            return None
+        return self._evaluated(node, inputs, overridable=overridable)
+
+    def _evaluated(self, node: onnx.NodeProto, inputs: list[Constant | None], *, overridable: bool) -> Constant | None:
+        def compute() -> Array:
+            pairs = zip(node.input, inputs, strict=True)
+            return _run(node, {name: found.read() for name, found in pairs if found is not None}, self._opset)
+
+        try:
+            array = compute()
+        except _EVALUATION_ERRORS:
+            return None
+        if array.size <= _KEPT_ELEMENTS:
+            return replace(_kept(array), overridable=overridable)
+        return Constant(array.shape, array.dtype, _Recomputed(compute), overridable)
+
+    def _known_shape(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
+        """What a Shape node gives, if all sizes that it asks for are static."""
+        tensor = self._initializers.get(node.input[0])
+        shape = self._types.get(node.input[0], (None, ""))[0] if tensor is None else tuple(tensor.dims)
+        if shape is None:
+            return None
+        end = find_attribute(node, "end")
+        part = shape[int_attribute(node, "start", 0) : None if end is None else end.i]
+        sizes = tuple(size for size in part if isinstance(size, int))
+        return sizes if len(sizes) == len(part) else None
+
+    def _element_type(self, name: str) -> str:
+        """The element type of a value, which need not be constant, as numpy calls it; "" if unknown."""
+        if name in self._types:
+            return self._types[name][1]
+        found = self.find(name)
+        return "" if found is None else found.dtype.name
+
+    def _cast_like(self, node: onnx.NodeProto) -> Constant | None:
+        source = self.find(node.input[0])
+        if source is None:
+            return None
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(self._element_type(node.input[1])))
+        cast = helper.make_node("Cast", node.input[:1], node.output, to=to)
+        return self._evaluated(cast, [source], overridable=source.overridable)
+
+    def _grows_too_large(self, node: onnx.NodeProto, inputs: list[Constant | None]) -> bool:
+        shapes = [found.shape for found in inputs if found is not None]
+        if node.op_type == "Gather" and len(shapes) == 2 and shapes[0]:
+            picked = shapes[0][int_attribute(node, "axis", 0) % len(shapes[0])]
+            return prod(shapes[0]) // max(1, picked) * prod(shapes[1]) > _MOST_ELEMENTS
+        asked_for = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
+        target = None if asked_for is None else inputs[asked_for]
+        if target is not None:
+            wanted = tuple(max(0, int(size)) for size in target.read().reshape(-1))
+            shapes = [wanted] if node.op_type == "ConstantOfShape" else [shapes[0], wanted]
+        try:
+            # Arrays that broadcast against each other can grow like an outer product.
+            return prod(np.broadcast_shapes(*shapes)) > _MOST_ELEMENTS
+        except ValueError:
+            return sum(prod(shape) for shape in shapes) > _MOST_ELEMENTS
+
+
+class _Recomputed:
+    """Computes an array when it is read, unless somebody still holds the one that was computed last."""
+
+    def __init__(self, compute: Callable[[], Array]) -> None:
+        self._compute = compute
+        self._last: weakref.ref[Array] | None = None
+
+    def __call__(self) -> Array:
+        array = None if self._last is None else self._last()
+        if array is None:
+            array = self._compute()
+            self._last = weakref.ref(array)
+        return array
+
+
+def _kept(array: Array) -> Constant:
+    return Constant(array.shape, array.dtype, lambda: array)
+
+
+def _run(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> Array:
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = [onnx.ValueInfoProto(name=name) for name in feeds]
+    outputs = [onnx.ValueInfoProto(name=node.output[0])]
+    graph = helper.make_graph([node], "expression", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    results = ReferenceEvaluator(model).run(None, dict(feeds))
+    return np.asarray(next(iter(results)))

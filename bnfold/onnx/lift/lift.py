@@ -1,0 +1,347 @@
+"""From an ONNX model to the neutral graph: which nodes are linear maps, which are affines, and what reads what.
+
+Lifting classifies and decides nothing. Nested graphs and functions are lifted into the same `Graph`; a value that
+crosses from one into another is seen from outside and so never changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import onnx
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear_map import LinearMap
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.constants import Constants
+from bnfold.onnx.lift.moves import NodeView, lift_move
+from bnfold.onnx.lift.nodes import (
+    OLDEST_OPSET,
+    is_bias_add,
+    is_identity,
+    lift_affine,
+    lift_batch_norm,
+    lift_map,
+    require_channels,
+)
+from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.proto.names import GraphLike, is_standard, label, nested, opset_version, subgraphs
+from bnfold.reasons import Stop, StopCode
+
+_JOINS = frozenset({Op.ADD, Op.MUL, Op.DIV, Op.CONCAT})
+"""Operators that affines move past to several inputs."""
+
+_READS_TYPE_ONLY = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
+"""Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """One graph or function of the model.
+
+    Attributes:
+        graph: The proto, inside the model that was lifted.
+        constants: What is constant in it.
+        opset: The version of the default domain.
+        root: The main graph or function that it is nested in, or itself.
+        prefix: What the names of its nodes begin with in reports.
+    """
+
+    graph: GraphLike
+    constants: Constants
+    opset: int
+    root: GraphLike
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handle:
+    """Where a node of the neutral graph is in the model.
+
+    Attributes:
+        scope: Its graph.
+        index: Its position among the nodes of that graph.
+        bias_index: For a MatMul with its Add: the position of the Add.
+        chain: For a spelled-out affine of several nodes: the positions of those behind the first.
+    """
+
+    scope: Scope
+    index: int
+    bias_index: int | None = None
+    chain: tuple[int, ...] = ()
+
+    @property
+    def node(self) -> onnx.NodeProto:
+        """The node."""
+        node: onnx.NodeProto = self.scope.graph.node[self.index]
+        return node
+
+    @property
+    def bias_node(self) -> onnx.NodeProto | None:
+        """The Add that carries the bias of a MatMul."""
+        return None if self.bias_index is None else self.scope.graph.node[self.bias_index]
+
+
+def lift(model: OnnxModel) -> Graph:
+    """Lifts a model.
+
+    Args:
+        model: A checked model; the handles of the graph point into its proto.
+
+    Returns:
+        The neutral graph. Node names are unique: those of nested graphs begin with the name of the node around them.
+    """
+    graph = Graph()
+    result = with_inferred_shapes(model)
+    main = model.proto.graph
+    opset = opset_version(model.proto.opset_import)
+    types = value_types(result.graph)
+    scope = Scope(main, Constants(model, main, opset, types), opset, main, "")
+    _Lifter(graph, scope).lift(types, result.graph)
+    for function in model.proto.functions:
+        opset = opset_version(function.opset_import)
+        types = value_types(function)
+        prefix = f"{function.domain}.{function.name}/"
+        scope = Scope(function, Constants(model, function, opset, types), opset, function, prefix)
+        _Lifter(graph, scope).lift(types, function)
+    _make_names_unique(graph)
+    return graph
+
+
+class _Lifter:
+    """Lifts one scope, and those inside it, into a graph."""
+
+    def __init__(self, graph: Graph, scope: Scope, outer: "_Lifter | None" = None) -> None:
+        self._graph = graph
+        self._scope = scope
+        self._outer = outer
+        self._values: dict[str, Value] = {}
+        self._types: ValueTypes = {}
+        self._readers = _readers(scope.graph)
+
+    def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
+        """Adds the nodes of the scope to the graph.
+
+        Args:
+            types: What is known about its values.
+            inferred: The same graph after shape inference.
+        """
+        scope = self._scope
+        self._types = types
+        function = isinstance(scope.graph, onnx.FunctionProto)
+        of = f"function '{scope.graph.name}'" if function else "the model" if self._outer is None else "a nested graph"
+        self._seen = Stop(StopCode.MODEL_OUTPUT, f"is an output of {of}")
+        names = scope.graph.input if function else [value.name for value in scope.graph.input]
+        for name in names:
+            self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
+        in_bias: set[int] = set()
+        for index, node in enumerate(scope.graph.node):
+            outputs = [name for name in node.output if name]
+            if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
+                continue
+            bias_index = self._find_bias(node)
+            if bias_index is not None:
+                in_bias.add(bias_index)
+            lifted = self._lift_node(node, Handle(scope, index, bias_index))
+            if not self._extends_chain(lifted, index):
+                self._graph.add(lifted)
+            for (name, inner), (_, inner_inferred) in zip(
+                subgraphs(node), subgraphs(inferred.node[index]), strict=True
+            ):
+                self._nest(f"{scope.prefix}{label(node)}.{name}/", inner, inner_inferred)
+
+    def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
+        scope = self._scope
+        types = {**self._types, **value_types(inferred)}
+        constants = Constants(scope.constants.model, graph, scope.opset, types, scope.constants)
+        _Lifter(self._graph, Scope(graph, constants, scope.opset, scope.root, prefix), self).lift(types, inferred)
+
+    def _lift_node(self, node: onnx.NodeProto, handle: Handle) -> Node:
+        name = self._scope.prefix + label(node)
+        constants, opset = self._scope.constants, self._scope.opset
+        if is_standard(node, "BatchNormalization"):
+            source = self._value(node.input[0])
+            lifted = lift_batch_norm(node, source, constants, opset)
+            if isinstance(lifted, Affine):
+                _learn_size(source, 1 - lifted.rank, lifted.scale.size)
+            return AffineNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=(source,),
+                outputs=self._outputs(node, source.shape),
+                handle=handle,
+                kind=Kind.BATCH_NORM,
+                affine=lifted if isinstance(lifted, Affine) else None,
+                stop=lifted if isinstance(lifted, Stop) else None,
+            )
+        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
+        found = lift_map(node, constants, source_rank, handle.bias_node) if opset >= OLDEST_OPSET else None
+        if isinstance(found, LinearMap) and len(inputs) == 1:
+            require_channels(node, inputs[0], found.input_axis, found.in_channels)
+            outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
+            _learn_size(inputs[0], found.input_axis, found.in_channels)
+            _learn_size(outputs[0], found.output_axis, found.out_channels)
+            return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
+        extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
+        if inputs and opset >= OLDEST_OPSET and is_identity(node, constants, self._types, mask_is_read=extra_is_read):
+            outputs = self._outputs(node, inputs[0].shape)
+            return OpNode(
+                name=name, op_type=node.op_type, inputs=inputs[:1], outputs=outputs, handle=handle, op=Op.IDENTITY
+            )
+        affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 and opset >= OLDEST_OPSET else None
+        if affine is not None:
+            outputs = self._outputs(node, inputs[0].shape)
+            return AffineNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=inputs,
+                outputs=outputs,
+                handle=handle,
+                kind=Kind.AFFINE,
+                affine=affine,
+            )
+        outputs = self._outputs(node, None)
+        shapes = tuple(output.shape for output in outputs)
+        view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
+        move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None
+        if move is None:
+            stop = found if isinstance(found, Stop) else None
+            return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+        kept = outputs if move[0] is Op.PICK else outputs[:1]
+        data = inputs if move[0] in _JOINS else inputs[:1]
+        return OpNode(
+            name=name,
+            op_type=node.op_type,
+            inputs=data,
+            also_reads=inputs[len(data) :],
+            outputs=kept,
+            handle=handle,
+            op=move[0],
+            parameters=move[1],
+        )
+
+    def _extends_chain(self, node: Node, index: int) -> bool:
+        """Takes an affine into the spelled-out one before it, as in Mul and Add, if nothing else reads that."""
+        if not isinstance(node, AffineNode) or node.kind is not Kind.AFFINE or node.affine is None:
+            return False
+        value = node.inputs[0]
+        first = value.producer
+        if (
+            not isinstance(first, AffineNode)
+            or first.kind is not Kind.AFFINE
+            or first.affine is None
+            or not isinstance(first.handle, Handle)
+            or value.observer is not None
+            or self._readers.of[value.name] != [index]
+        ):
+            return False
+        whole = first.affine.then(node.affine)
+        if whole.varying_axes > 1:
+            return False
+        first.affine = whole
+        first.outputs = node.outputs
+        first.handle = replace(first.handle, chain=(*first.handle.chain, index))
+        for output in node.outputs:
+            output.producer = first
+        return True
+
+    def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
+        """The inputs of a node that are not constant and whose elements it reads."""
+        for position, name in enumerate(node.input):
+            type_only = is_standard(node, node.op_type) and (node.op_type, position) in _READS_TYPE_ONLY
+            if name and not type_only and not self._scope.constants.is_constant(name):
+                yield name
+
+    def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
+        return tuple(self._new_value(name, fallback) for name in node.output if name)
+
+    def _new_value(self, name: str, fallback: Shape | None = None) -> Value:
+        shape, dtype = self._types.get(name, (None, ""))
+        value = Value(name, shape if shape is not None else fallback, dtype)
+        if name in self._readers.outputs:
+            value.observer = self._seen
+        self._values[name] = value
+        return value
+
+    def _value(self, name: str) -> Value:
+        """The value of that name as this scope sees it."""
+        if name not in self._values:
+            outer = None if self._outer is None else self._outer.capture(name)
+            self._new_value(name).source = (
+                Stop(StopCode.MODEL_INPUT, "its input is a constant")
+                if self._scope.constants.is_constant(name)
+                else Stop(StopCode.CAPTURED, "its input comes from the graph around it")
+            )
+            if outer is not None:
+                self._values[name].shape, self._values[name].dtype = outer.shape, outer.dtype
+        return self._values[name]
+
+    def capture(self, name: str) -> Value:
+        """Lets a nested graph read a value of this scope, which from then on must not change."""
+        value = self._value(name)
+        value.observer = value.observer or Stop(StopCode.CAPTURED, "is read inside a nested graph")
+        return value
+
+    def _find_bias(self, node: onnx.NodeProto) -> int | None:
+        """The position of the Add that gives a MatMul with a constant its bias."""
+        if not is_standard(node, "MatMul") or self._scope.opset < OLDEST_OPSET:
+            return None
+        readers = self._readers.of.get(node.output[0], [])
+        if len(readers) != 1 or readers[0] is None or node.output[0] in self._readers.outputs:
+            return None
+        add = self._scope.graph.node[readers[0]]
+        rank = self._types.get(node.output[0], (None, ""))[0]
+        fits = is_bias_add(node, add, self._scope.constants, None if rank is None else len(rank))
+        return readers[0] if fits else None
+
+
+def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
+    """The rank of a map's output, for when shape inference does not know it."""
+    if node.op_type != "MatMul":
+        return (None,) * len(linear.weight.shape)
+    return None if source is None else (None,) * len(source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Readers:
+    """Who reads what in one graph: positions of nodes, None for a node of a nested graph, and the graph's outputs."""
+
+    of: dict[str, list[int | None]]
+    outputs: frozenset[str]
+
+
+def _learn_size(value: Value, axis: int, size: int) -> None:
+    """Notes the size of an axis (negative) that shape inference does not know, but the weights beside it prove."""
+    if value.shape is None or len(value.shape) < -axis or isinstance(value.shape[axis], int):
+        return
+    shape = [*value.shape]
+    shape[axis] = size
+    value.shape = tuple(shape)
+
+
+def _readers(graph: GraphLike) -> _Readers:
+    of: dict[str, list[int | None]] = {}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            of.setdefault(name, []).append(index)
+        for _, inner in subgraphs(node):
+            for nested_graph in nested(inner):
+                for name in (name for inner_node in nested_graph.node for name in inner_node.input):
+                    of.setdefault(name, []).append(None)
+                for value in nested_graph.output:
+                    of.setdefault(value.name, []).append(None)
+    outputs = graph.output if isinstance(graph, onnx.FunctionProto) else [value.name for value in graph.output]
+    return _Readers(of, frozenset(outputs))
+
+
+def _make_names_unique(graph: Graph) -> None:
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    for node in graph.nodes:
+        name = node.name
+        while node.name in taken:
+            numbers[name] = numbers.get(name, 1) + 1
+            node.name = f"{name}#{numbers[name]}"
+        taken.add(node.name)

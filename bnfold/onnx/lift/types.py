@@ -1,0 +1,64 @@
+"""Shapes and element types of the values of a model, as far as onnx's shape inference knows them."""
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper
+
+from bnfold.algebra.rounding import DType
+from bnfold.onnx.proto.names import GraphLike
+
+Shape = tuple[int | str | None, ...]
+
+ValueTypes = Mapping[str, tuple[Shape | None, str]]
+"""Name of a value → its shape (None if the rank is unknown) and numpy's name of its element type ("" if unknown)."""
+
+
+def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
+    """Reads what a graph declares about its own values.
+
+    Args:
+        graph: A graph after shape inference, or a function.
+
+    Returns:
+        An entry for each declared tensor.
+    """
+    declared = [*graph.value_info]
+    types: dict[str, tuple[Shape | None, str]] = {}
+    if isinstance(graph, onnx.GraphProto):
+        declared += [*graph.input, *graph.output]
+        for tensor in graph.initializer:
+            types[tensor.name] = (tuple(tensor.dims), _dtype_name(tensor.data_type))
+    for value in declared:
+        if value.type.HasField("tensor_type"):
+            types[value.name] = _tensor_type(value.type.tensor_type)
+    return types
+
+
+def _tensor_type(tensor_type: onnx.TypeProto.Tensor) -> tuple[Shape | None, str]:
+    dtype = _dtype_name(tensor_type.elem_type)
+    # An absent shape means an unknown rank, an empty one means a scalar.
+    if not tensor_type.HasField("shape"):
+        return None, dtype
+    shape: list[int | str | None] = []
+    for dim in tensor_type.shape.dim:
+        if dim.HasField("dim_value"):
+            shape.append(dim.dim_value)
+        else:
+            shape.append(dim.dim_param or None)
+    return tuple(shape), dtype
+
+
+def _dtype_name(data_type: int) -> str:
+    dtype = numpy_dtype(data_type)
+    return "" if dtype is None else dtype.name
+
+
+def numpy_dtype(data_type: int) -> DType | None:
+    """The dtype of an ONNX element type; None for strings, and for types that this onnx does not know."""
+    if data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+        return None
+    try:
+        return helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError:
+        return None

@@ -1,0 +1,297 @@
+"""Parallel branches of one value that add up to one map.
+
+    Σ ± branch_i(x) = kernel(x)    branch_i: a map, an affine, x itself, an average pool (and an affine), two in a row
+
+The Adds, Subs and Sums that belong together are taken as one sum. Its terms are read backward: each is something of the
+value before it, and of the value before that. Terms of one value are put together, the costliest first, wherever the
+map that they become takes no more multiply-adds per output position than they take now: an affine counts one a
+channel, the identity none. The operations on the way must be read by nobody else. Affines of one value without any
+map among them become one affine.
+
+A pointwise map and a map behind it, or before it, become one where that takes fewer multiply-adds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.joining import chain, chain_is_less_work, total
+from bnfold.algebra.kernels import Kernel, as_map, of_affine
+from bnfold.algebra.linear_map import Folding
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.planning.destinations import grows
+from bnfold.planning.merging.branches import Branches, Term, is_identity, pool_of
+from bnfold.planning.merging.sums import Sum
+from bnfold.planning.plan import Junction, Merge, MergeKind
+from bnfold.planning.route import seen_by_others
+from bnfold.planning.tensors import Tensors
+from bnfold.reasons import Stop, StopCode
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A merge that can be made.
+
+    Attributes:
+        junction: What to rewire; `after` is not known here.
+        merge: What to say about it.
+        folding: The map that the target becomes, if it is one.
+        affine: The affine that it becomes, if it is one.
+    """
+
+    junction: Junction
+    merge: Merge
+    folding: Folding | None
+    affine: Affine | None
+
+
+class Merging:
+    """Finds merges in the present state of a graph.
+
+    Args:
+        graph: The graph.
+        tensors: Which of its values are one tensor by now.
+        foldings: What its maps have absorbed.
+        affines: The affines that are still there and may move.
+        compose: Whether affines without a map among them may become one.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: Tensors,
+        foldings: Mapping[MapNode, Folding],
+        affines: Mapping[AffineNode, Affine],
+        *,
+        compose: bool,
+    ) -> None:
+        self._tensors, self._affines, self._compose = tensors, affines, compose
+        self._branches = Branches(tensors, foldings, affines)
+        self.gone: set[Node] = set()
+        self.places = [
+            node
+            for node in graph.nodes
+            if isinstance(node, MapNode) or (isinstance(node, OpNode) and node.op is Op.ADD and len(node.inputs) > 1)
+        ]
+
+    def at(self, node: Node) -> "Found | Stop | None":
+        """The merge that ends at a node, or why branches that meet there stay; None if none do."""
+        if node in self.gone:
+            return None
+        if isinstance(node, MapNode):
+            return self._chain_at(node)
+        sum_ = Sum.at(node, self._tensors) if isinstance(node, OpNode) else None
+        if sum_ is None:
+            return None
+        terms: dict[Value, list[Term]] = {}
+        blocked: dict[Value, Stop] = {}
+        for leaf in sum_.leaves:
+            for term in self._branches.terms(leaf, blocked):
+                terms.setdefault(term.source, []).append(term)
+        stops: list[Stop] = []
+        for source, together in terms.items():
+            if source in blocked:
+                stops.append(blocked[source])
+            if len(together) < 2 or all(term.what is None for term in together):
+                continue
+            found = self._put_together(sum_, source, together)
+            if isinstance(found, Found):
+                return found
+            stops += [] if found is None else [found]
+        return stops[0] if stops else None
+
+    def _put_together(self, sum_: Sum, source: Value, terms: Sequence[Term]) -> "Found | Stop | None":
+        """Makes the largest possible maps of the terms of one value; the first that can be made is the result."""
+        maps = [(term, term.what) for term in terms if isinstance(term.what, Kernel)]
+        stops: list[Stop] = []
+        kernels: dict[Term, Kernel] = dict(maps)
+        rest = [term for term in terms if term not in kernels]
+        if maps:
+            like = max((kernel for _, kernel in maps), key=lambda kernel: kernel.multiply_adds)
+            for term in rest:
+                kernel = of_affine(term.what if isinstance(term.what, Affine) else None, like)
+                if kernel is not None:
+                    kernels[term] = kernel
+            count = len(like.axes)
+            sizes = [size if isinstance(size, int) else None for size in (source.shape or (None,) * count)[-count:]]
+            for cluster in _clusters(kernels, sizes if count else [], stops):
+                found = self._map_of(sum_, cluster, kernels, sizes if count else [])
+                if isinstance(found, Found):
+                    return found
+                stops.append(found)
+        if self._compose and len(rest) > 1 and any(_is_batch_norm(term) for term in rest):
+            found = self._affine_of(sum_, rest)
+            if isinstance(found, Found):
+                return found
+            stops.append(found)
+        return stops[0] if stops else None
+
+    def _map_of(
+        self, sum_: Sum, terms: Sequence[Term], kernels: Mapping[Term, Kernel], sizes: Sequence[int | None]
+    ) -> Found | Stop:
+        kernel = total([kernels[term] for term in terms], [term.leaf.sign for term in terms], sizes)
+        if isinstance(kernel, Stop):
+            return kernel
+        stop = Stop(StopCode.NO_RULE, "no map among them could stand for all of them")
+        # One that need not change its window comes first, and of these one that is a single node.
+        for carrier in sorted(terms, key=lambda term: (kernels[term].axes != kernel.axes, len(term.path))):
+            target = next((node for node in carrier.path if not is_identity(node)), None)
+            if not isinstance(target, MapNode) or any(isinstance(node, AffineNode) for node in carrier.path):
+                continue
+            rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
+            if isinstance(rewired, Stop):
+                stop = rewired
+                continue
+            folding = Folding(as_map(kernel, self._tensors.linear(target), rewired.sign))
+            defect = folding.defect()
+            if defect is not None:
+                return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")
+            junction = self._junction(terms, carrier, target, rewired.collapsed, rewired.gone, rewired.changed)
+            linear = folding.linear
+            merge = Merge(
+                nodes=_names(junction),
+                kind=MergeKind.BRANCHES,
+                target=target.name,
+                branches=len(terms),
+                kernels=tuple(kernels[term].size if isinstance(term.what, Kernel) else () for term in terms),
+                kernel=kernel.size,
+                multiply_adds_before=kernel.cost,
+                multiply_adds=kernel.multiply_adds,
+                parameters_before=kernel.parameters,
+                parameters=prod(linear.weight.shape) + (0 if linear.bias is None else prod(linear.bias.shape)),
+                batch_norms=_batch_norms(junction),
+            )
+            return Found(junction, merge, folding, None)
+        return stop
+
+    def _affine_of(self, sum_: Sum, terms: Sequence[Term]) -> Found | Stop:
+        carrier = next(term for term in terms if _is_batch_norm(term))
+        target = next(node for node in carrier.path if isinstance(node, AffineNode))
+        rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
+        if isinstance(rewired, Stop):
+            return rewired
+        own = self._affines[target]
+        scale, shift = np.zeros((1,) * own.rank), np.zeros((1,) * own.rank)
+        for term in terms:
+            sign = term.leaf.sign * rewired.sign
+            scale = scale + sign * (term.what.scale if isinstance(term.what, Affine) else 1.0)
+            shift = shift + sign * (term.what.shift if isinstance(term.what, Affine) else 0.0)
+        affine = Affine(scale, shift)
+        if grows(own, affine):
+            return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
+        if not affine.fits(target.inputs[0].dtype):
+            return Stop(StopCode.OVERFLOW, f"added up in '{target.name}' they cannot be stored")
+        junction = self._junction(terms, carrier, target, rewired.collapsed, rewired.gone, rewired.changed)
+        channels = max(affine.scale.size, affine.shift.size)
+        count = len([term for term in terms if term.what is not None])
+        merge = Merge(
+            nodes=_names(junction),
+            kind=MergeKind.BRANCHES,
+            target=target.name,
+            branches=len(terms),
+            kernels=((),) * len(terms),
+            kernel=(),
+            multiply_adds_before=count * channels,
+            multiply_adds=channels,
+            parameters_before=2 * count * channels,
+            parameters=2 * channels,
+            batch_norms=_batch_norms(junction),
+        )
+        return Found(junction, merge, None, affine)
+
+    def _junction(
+        self,
+        terms: Sequence[Term],
+        carrier: Term,
+        target: MapNode | AffineNode,
+        collapsed: Sequence[tuple[OpNode, int]],
+        gone: Sequence[OpNode],
+        changed: Sequence[Value],
+    ) -> Junction:
+        behind = carrier.path[carrier.path.index(target) + 1 :]
+        return Junction(
+            target=target,
+            collapsed=(*((node, 0) for node in behind), *collapsed),
+            gone=(*(node for term in terms if term is not carrier for node in term.path), *gone),
+            changed=(target.outputs[0], *(node.outputs[0] for node in behind), *changed),
+            reshaped=tuple(node.inputs[0] for node in behind if not is_identity(node)),
+            after=0,
+        )
+
+    def _chain_at(self, second: MapNode) -> "Found | Stop | None":
+        """A map and the one that reads it as one, where that is less work."""
+        if second.linear.window is None:
+            return None
+        root = self._tensors.root(second.inputs[0])
+        first = root.producer
+        if not isinstance(first, MapNode) or first.linear.window is None:
+            return None
+        if seen_by_others(self._tensors, root, second) is not None:
+            return None
+        before, after = self._branches.kernel(first), self._branches.kernel(second)
+        if before is None or after is None or not chain_is_less_work(before, after):
+            return None
+        kernel = chain(before, after)
+        if isinstance(kernel, Stop):
+            return kernel if kernel.code is not StopCode.NO_RULE else None
+        folding = Folding(as_map(kernel, self._tensors.linear(first), 1))
+        defect = folding.defect()
+        if defect is not None:
+            return Stop(StopCode.OVERFLOW, f"{first.op_type} '{first.name}': {defect}")
+        junction = Junction(first, ((second, 0),), (), (first.outputs[0],), (second.inputs[0],), 0)
+        linear = folding.linear
+        merge = Merge(
+            nodes=(second.name,),
+            kind=MergeKind.CHAIN,
+            target=first.name,
+            branches=1,
+            kernels=(before.size, after.size),
+            kernel=kernel.size,
+            multiply_adds_before=kernel.cost,
+            multiply_adds=kernel.multiply_adds,
+            parameters_before=kernel.parameters,
+            parameters=prod(linear.weight.shape) + (0 if linear.bias is None else prod(linear.bias.shape)),
+            batch_norms=0,
+        )
+        return Found(junction, merge, folding, None)
+
+
+def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops: list[Stop]) -> list[list[Term]]:
+    """Puts terms together, the costliest first, where the map that they become is no more work than they are now."""
+    clusters: list[tuple[list[Term], int]] = []
+    for term in sorted(kernels, key=lambda term: kernels[term].multiply_adds, reverse=True):
+        own = kernels[term].cost
+        for index, (members, work) in enumerate(clusters):
+            together = [*members, term]
+            kernel = total([kernels[member] for member in together], [1] * len(together), sizes)
+            if isinstance(kernel, Stop):
+                stops.append(kernel)
+            elif kernel.multiply_adds > work + own:
+                reason = f"as one map they would take {kernel.multiply_adds} multiply-adds instead of {work + own}"
+                stops.append(Stop(StopCode.MORE_WORK, reason))
+            else:
+                clusters[index] = together, kernel.multiply_adds
+                break
+        else:
+            clusters.append(([term], own))
+    return [members for members, _ in clusters if len(members) > 1]
+
+
+def _is_batch_norm(term: Term) -> bool:
+    return any(isinstance(node, AffineNode) and node.kind is Kind.BATCH_NORM for node in term.path)
+
+
+def _part(junction: Junction) -> list[Node]:
+    nodes = [*junction.gone, *(node for node, _ in junction.collapsed)]
+    return [node for node in nodes if isinstance(node, MapNode | AffineNode) or pool_of(node) is not None]
+
+
+def _names(junction: Junction) -> tuple[str, ...]:
+    return tuple(node.name for node in _part(junction))
+
+
+def _batch_norms(junction: Junction) -> int:
+    return len([node for node in _part(junction) if isinstance(node, AffineNode) and node.kind is Kind.BATCH_NORM])

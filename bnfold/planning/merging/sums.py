@@ -1,0 +1,133 @@
+"""Adds, Subs and Sums that belong together: a tree whose inner results nobody else reads, and what it adds up."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self, TypeGuard
+
+from bnfold.graph import Node, Op, OpNode, Signs, Value
+from bnfold.planning.route import seen_by_others
+from bnfold.planning.tensors import Tensors
+from bnfold.reasons import Stop, StopCode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """Something that is added up.
+
+    Attributes:
+        value: What it is.
+        node: The node of the tree that reads it.
+        position: As which input.
+        sign: 1 or -1: what the whole sum multiplies it by.
+    """
+
+    value: Value
+    node: OpNode
+    position: int
+    sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewired:
+    """A tree after some of its leaves have gone.
+
+    Attributes:
+        collapsed: Nodes with one operand left, and which that is; operands first.
+        gone: Nodes with none left.
+        changed: The results of nodes that stay or collapse and no longer are what they were.
+        sign: What the sum multiplies the leaf by that stands for those that have gone.
+    """
+
+    collapsed: tuple[tuple[OpNode, int], ...]
+    gone: tuple[OpNode, ...]
+    changed: tuple[Value, ...]
+    sign: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """A tree of Adds, Subs and Sums.
+
+    Attributes:
+        nodes: Its nodes, each before those that compute its operands.
+        inner: The operands of each that are nodes of the tree, by position.
+        leaves: What it adds up.
+    """
+
+    nodes: tuple[OpNode, ...]
+    inner: dict[OpNode, dict[int, OpNode]]
+    leaves: tuple[Leaf, ...]
+
+    @classmethod
+    def at(cls, node: OpNode, tensors: Tensors) -> Self | None:
+        """The tree that ends at a node; None if the node is inside one."""
+        result = tensors.root(node.outputs[0])
+        readers = tensors.uses(result)
+        if tensors.observed(result) is None and len(readers) == 1 and readers.total() == 1:
+            (reader,) = readers
+            if _is_sum(reader):
+                return None
+        nodes: list[OpNode] = []
+        inner: dict[OpNode, dict[int, OpNode]] = {}
+        leaves: list[Leaf] = []
+        waiting = [(node, 1)]
+        while waiting:
+            node, sign = waiting.pop()
+            nodes.append(node)
+            inner[node] = {}
+            for position, (value, own) in enumerate(zip(node.inputs, _signs(node), strict=True)):
+                root = tensors.root(value)
+                operand = root.producer
+                if _is_sum(operand) and seen_by_others(tensors, root, node) is None:
+                    inner[node][position] = operand
+                    waiting.append((operand, sign * own))
+                else:
+                    leaves.append(Leaf(value, node, position, sign * own))
+        return cls(tuple(nodes), inner, tuple(leaves))
+
+    def without(self, gone: Collection[Leaf], heir: Leaf) -> Rewired | Stop:
+        """The tree after some leaves have gone and another stands for all of them, or why it cannot be."""
+        dropped = {(leaf.node, leaf.position) for leaf in gone}
+        members = dropped | {(heir.node, heir.position)}
+        lost: set[OpNode] = set()
+        line: set[tuple[OpNode, int]] = {(heir.node, heir.position)}
+        covered: dict[OpNode, int] = {}
+        collapsed: list[tuple[OpNode, int]] = []
+        changed: list[Value] = []
+        sign = heir.sign
+        heirs: set[OpNode] = set()
+        for node in reversed(self.nodes):
+            inner, count = self.inner[node], len(node.inputs)
+            covered[node] = len([at for at in range(count) if (node, at) in members])
+            covered[node] += sum(covered[operand] for operand in inner.values())
+            live = [at for at in range(count) if (node, at) not in dropped and inner.get(at) not in lost]
+            if not live:
+                lost.add(node)
+                continue
+            if len(live) < count:
+                if len(live) > 1:
+                    reason = f"{node.op_type} '{node.name}' would add up fewer values, but more than one"
+                    return Stop(StopCode.NO_RULE, reason)
+                (at,) = live
+                is_heir = (node, at) in line or inner.get(at) in heirs
+                if _signs(node)[at] < 0:
+                    if not is_heir:
+                        reason = f"{node.op_type} '{node.name}' would have to negate what is left"
+                        return Stop(StopCode.NO_RULE, reason)
+                    sign = -sign
+                if is_heir:
+                    heirs.add(node)
+                collapsed.append((node, at))
+            if 0 < covered[node] < len(members):
+                changed.append(node.outputs[0])
+        order = {node: index for index, node in enumerate(reversed(self.nodes))}
+        return Rewired(tuple(collapsed), tuple(sorted(lost, key=order.__getitem__)), tuple(changed), sign)
+
+
+def _is_sum(node: Node | None) -> TypeGuard[OpNode]:
+    return isinstance(node, OpNode) and node.op is Op.ADD
+
+
+def _signs(node: OpNode) -> tuple[int, ...]:
+    assert isinstance(node.parameters, Signs)  # the front-end's contract, see graph.py
+    return node.parameters.signs

@@ -1,0 +1,360 @@
+"""The search: where each affine of a graph can go, by the rules of `bnfold.rules`.
+
+An affine first tries to go backward, into the linear maps that compute its input, then forward, into everything that
+reads its output, then with its scale backward and its shift forward. What stays is composed into what
+follows it. Branches that add up to one map become one (see `bnfold.planning.merging`). This repeats until nothing
+moves.
+
+The graph is only read; what has moved so far is kept beside it, in `bnfold.planning.tensors`.
+"""
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.linear_map import Folding
+from bnfold.algebra.rounding import Float64Array
+from bnfold.errors import UsageError
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode
+from bnfold.planning.absorbing import Holding
+from bnfold.planning.backward import pull
+from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
+from bnfold.planning.forward import Forward
+from bnfold.planning.merging.search import Found, Merging
+from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
+from bnfold.planning.route import Route
+from bnfold.planning.sweep_shares import shares
+from bnfold.planning.tensors import Tensors
+from bnfold.reasons import Stop, StopCode
+from bnfold.rules import Part
+
+_SAYS_LITTLE = frozenset({StopCode.MODEL_INPUT, StopCode.MODEL_OUTPUT, StopCode.NO_RULE, StopCode.NONLINEAR})
+_REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
+_NORMALISERS = frozenset({"Div", "Mul", "LayerNormalization", "InstanceNormalization", "GroupNormalization"})
+
+
+def plan(
+    graph: Graph,
+    *,
+    skip: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    compose: bool = True,
+    merge: bool = False,
+) -> Plan:
+    """Decides what becomes of every affine of a graph.
+
+    Args:
+        graph: The lifted model; it is not changed.
+        skip: Glob patterns (case-sensitive) of the names of affines that must stay as they are.
+        only: Glob patterns; if given, every affine that matches none of them stays.
+        compose: Whether an affine that stays may be merged into an affine behind it.
+        merge: Whether branches may become one map; the front-end must know how to carry out the plan's junctions.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: A pattern matches no affine.
+    """
+    names = [node.name for node in graph.affines]
+    for option, patterns in (("skip", skip), ("only", only)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                message = f"{option} pattern '{pattern}' matches no BatchNorm of this model"
+                raise UsageError(message, hint="`bnfold inspect` lists their names.")
+    skipped = {
+        node
+        for node in graph.affines
+        if any(fnmatchcase(node.name, pattern) for pattern in skip)
+        or (only and not any(fnmatchcase(node.name, pattern) for pattern in only))
+    }
+    search = _Search(graph, skipped, compose=compose, merge=merge)
+    while search.fold_all() or search.merge_all() or search.compose_all():
+        pass
+    return search.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A way for an affine, all of it: the routes of its parts, and what becomes of their ends."""
+
+    routes: tuple[Route, ...]
+    foldings: dict[MapNode, Folding]
+    affines: dict[AffineNode, Affine]
+
+
+class _Search:
+    def __init__(self, graph: Graph, skipped: set[AffineNode], *, compose: bool, merge: bool) -> None:
+        self._compose = compose
+        self._nodes = graph.affines
+        self._skipped = skipped
+        self._affines = {
+            node: node.affine
+            for node in self._nodes
+            if node.affine is not None and node.stop is None and node not in skipped
+        }
+        self._tensors = Tensors()
+        self._forward = Forward(graph, self._tensors)
+        self._foldings: dict[MapNode, Folding] = {}
+        self._holding = Holding(self._tensors, self._foldings, self._affines)
+        self._parts_of: dict[AffineNode, tuple[Affine, dict[Part, Float64Array]]] = {}
+        self._stops: dict[tuple[AffineNode, Direction], Stop] = {}
+        self._steps: dict[AffineNode, Step] = {}
+        merging = Merging(graph, self._tensors, self._foldings, self._affines, compose=compose)
+        self._merging = merging if merge else None
+        self._junctions: list[Junction] = []
+        self._merges: list[Merge] = []
+        self._apart: list[Apart] = []
+
+    def fold_all(self) -> bool:
+        """Moves every affine that can end in linear maps; says whether any did."""
+        moved = False
+        for node in [*self._affines]:
+            moved |= self._try(node, Direction.BACKWARD)
+        moved |= self._split_together()
+        # What is read last goes first, so that a chain in front of a map needs one round.
+        for node in reversed([*self._affines]):
+            moved |= self._try(node, Direction.FORWARD) or self._try(node, Direction.BOTH)
+        return moved
+
+    def _split_together(self) -> bool:
+        """Moves the shifts of all BNs on a residual stream forward in one sweep, and their scales backward.
+
+        One by one would take the square of their number: each shift travels down the whole stream.
+        """
+        ends = Staying(self._affines, compose=False)
+        shifts: dict[AffineNode, Float64Array] = {}
+        scales: dict[AffineNode, Route] = {}
+        for node in self._affines:
+            parts = self._parts(node)
+            leaves = Part.SHIFT in parts and self._forward.may_leave(node, Part.SHIFT)
+            if node.kind is not Kind.BATCH_NORM or not leaves:
+                continue
+            scale = parts.get(Part.SCALE)
+            route = Route() if scale is None else pull(self._tensors, node, scale, Part.SCALE, ends)
+            if isinstance(route, Route):
+                shifts[node], scales[node] = parts[Part.SHIFT], route
+        sweep = self._forward.push(shifts, Part.SHIFT, ends) if len(shifts) > 1 else None
+        if not isinstance(sweep, Route) or sweep.affines:
+            return False
+        foldings: dict[MapNode, Folding] = {}
+        for route in scales.values():
+            self._holding.absorb(foldings, {Part.SCALE: route}, Direction.BACKWARD)
+        self._holding.absorb(foldings, {Part.SHIFT: sweep}, Direction.FORWARD)
+        scaled = any(route.affines for route in scales.values())
+        if scaled or self._holding.defect(foldings, more_work=len(shifts)) is not None:
+            return False
+        self._foldings.update(foldings)
+        own = shares(self._tensors, shifts, sweep)
+        for node, route in scales.items():
+            share = own[node]
+            direction = Direction.BOTH if route.maps else Direction.FORWARD
+            changed, passed = (*route.changed, *share.changed), (*route.passed, *share.passed)
+            self._take_away(Step(node, direction, changed, passed, (*route.maps, *share.targets)))
+        return True
+
+    def merge_all(self) -> bool:
+        """Makes one map of every sum of branches that can be one; says whether any could."""
+        if self._merging is None:
+            return False
+        count = len(self._merges)
+        self._apart.clear()
+        for place in self._merging.places:
+            found = self._merging.at(place)
+            while isinstance(found, Found):
+                self._join(found)
+                found = self._merging.at(place)
+            if found is not None:
+                self._apart.append(Apart((place.name,), found.code, found.reason))
+        return len(self._merges) > count
+
+    def compose_all(self) -> bool:
+        """Merges affines into the affines next to them; says whether any were."""
+        if not self._compose:
+            return False
+        moved = [self._try(node, Direction.FORWARD, compose=True) for node in [*self._affines]]
+        if not any(moved):
+            moved = [self._try(node, Direction.BACKWARD, compose=True) for node in [*self._affines]]
+        return any(moved)
+
+    def result(self) -> Plan:
+        """The plan for what has been decided."""
+        ends = where_affines_end(self._nodes, self._steps, self._junctions)
+        merged = {node for junction in self._junctions for node in junction.gone}
+        nodes = [node for node in self._nodes if node not in merged]
+        left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in nodes if node not in self._steps}
+        folds = []
+        for node in nodes:
+            stays_in = next((end for end in ends[node] if end in left_with and self._is_composed(node, end)), None)
+            if isinstance(stays_in, AffineNode):
+                left_with[stays_in].append(node)
+                continue
+            step = self._steps[node]
+            path = tuple(passed.name for passed in step.passed)
+            targets = tuple(end.name for end in ends[node])
+            folds.append(Fold((node.name,), node.kind, step.direction, path, targets))
+        left = []
+        for node, composed in left_with.items():
+            if node.kind is Kind.BATCH_NORM or self._is_worth_a_word(node):
+                stop = self._why(node)
+                names = tuple(part.name for part in composed)
+                batch_norms = len([part for part in composed if part.kind is Kind.BATCH_NORM])
+                left.append(Left(names, node.kind, stop.code, stop.reason, batch_norms))
+        return Plan(
+            tuple(folds),
+            tuple(left),
+            tuple(self._steps.values()),
+            dict(self._foldings),
+            dict(self._affines),
+            tuple(self._merges),
+            tuple(self._apart),
+            tuple(self._junctions),
+        )
+
+    def _join(self, found: Found) -> None:
+        """Carries out a merge."""
+        assert self._merging is not None  # it has found the merge
+        junction = replace(found.junction, after=len(self._steps))
+        target = junction.target
+        collapsed = [node for node, _ in junction.collapsed]
+        for node in (*junction.gone, *collapsed):
+            self._merging.gone.add(node)
+            if isinstance(node, MapNode):
+                self._foldings.pop(node, None)
+            elif isinstance(node, AffineNode):
+                del self._affines[node]
+        for node in junction.gone:
+            self._tensors.drop(node)
+        for node, position in junction.collapsed:
+            self._tensors.remove(node, position)
+        if found.folding is not None and isinstance(target, MapNode):
+            self._foldings[target] = found.folding
+            self._tensors.become(target, found.folding.linear)
+        if found.affine is not None and isinstance(target, AffineNode):
+            self._affines[target] = found.affine
+        self._junctions.append(junction)
+        self._merges.append(found.merge)
+
+    def _try(self, node: AffineNode, direction: Direction, *, compose: bool = False) -> bool:
+        """Moves an affine if it can go; says whether it did."""
+        move = self._move(node, direction, compose=compose)
+        if isinstance(move, Stop):
+            # What is said of an affine that stays: what stops it when nothing moves any more.
+            if direction is Direction.FORWARD or not compose:
+                self._stops[node, direction] = move
+            return False
+        changed = tuple(dict.fromkeys(value for route in move.routes for value in route.changed))
+        passed = tuple(dict.fromkeys(other for route in move.routes for other in route.passed))
+        self._foldings.update(move.foldings)
+        self._affines.update(move.affines)
+        self._take_away(Step(node, direction, changed, passed, (*move.foldings, *move.affines)))
+        return True
+
+    def _take_away(self, step: Step) -> None:
+        self._steps[step.source] = step
+        del self._affines[step.source]
+        self._tensors.remove(step.source)
+
+    def _is_composed(self, node: AffineNode, end: Node) -> bool:
+        """Whether an affine is part of another that stays; a constant that took its shift is not one."""
+        return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
+
+    def _is_worth_a_word(self, node: AffineNode) -> bool:
+        """Whether a spelled-out affine that stays is listed: if per-channel, next to a linear map, and by itself."""
+        if node not in self._affines or self._affines[node].varying_axes != 1:
+            return False
+        if self._may_go(node, Direction.FORWARD) is not None:
+            return False
+        readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
+        producer = self._tensors.root(node.inputs[0]).producer
+        return isinstance(producer, MapNode) or any(isinstance(reader, MapNode) for reader in readers)
+
+    def _why(self, node: AffineNode) -> Stop:
+        """The reason that an affine stays."""
+        if node.stop is not None:
+            return node.stop
+        if node in self._skipped:
+            return Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
+        backward, forward = (self._stops.get((node, way)) for way in (Direction.BACKWARD, Direction.FORWARD))
+        if backward is None or forward is None:
+            message = f"'{node.name}' can still move after the search has ended"
+            raise AssertionError(message)
+        vague = backward.code in _SAYS_LITTLE and forward.code not in _SAYS_LITTLE
+        code = forward.code if vague else backward.code
+        return Stop(code, f"backward: {backward.reason}; forward: {forward.reason}")
+
+    def _parts(self, node: AffineNode) -> dict[Part, Float64Array]:
+        """The parts of an affine that do anything."""
+        affine = self._affines[node]
+        known = self._parts_of.get(node)
+        if known is not None and known[0] is affine:
+            return known[1]
+        # The shift first: fewer operators let it pass, so its reason says more.
+        parts = {Part.SHIFT: affine.shift, Part.SCALE: affine.scale}
+        active = {part: array for part, array in parts.items() if (array != part.neutral).any()}
+        active = active or {Part.SCALE: affine.scale}
+        self._parts_of[node] = affine, active
+        return active
+
+    def _move(self, node: AffineNode, direction: Direction, *, compose: bool = False) -> "_Move | Stop":
+        """How an affine can go, all of it, or why it cannot."""
+        parts = self._parts(node)
+        if direction is not Direction.BOTH:
+            stop = self._may_go(node, direction)
+            if stop is not None:
+                return stop
+        elif len(parts) < 2 or node.kind is not Kind.BATCH_NORM:
+            return Stop(StopCode.NO_RULE, "it has one part only")
+        ends = Staying(self._affines, compose=compose)
+        backward: dict[Part, Route] = {}
+        forward: dict[Part, Route] = {}
+        for part, array in parts.items():
+            back = direction is Direction.BACKWARD or (direction is Direction.BOTH and part is Part.SCALE)
+            if back:
+                route = pull(self._tensors, node, array, part, ends)
+            else:
+                route = self._forward.push({node: array}, part, ends)
+            if isinstance(route, Stop):
+                return route
+            (backward if back else forward)[part] = route
+        return self._ended(node, backward, forward)
+
+    def _ended(self, node: AffineNode, backward: dict[Part, Route], forward: dict[Part, Route]) -> "_Move | Stop":
+        """What the ends of the routes hold then, if they can hold it."""
+        foldings: dict[MapNode, Folding] = {}
+        self._holding.absorb(foldings, backward, Direction.BACKWARD)
+        self._holding.absorb(foldings, forward, Direction.FORWARD)
+        stop = self._holding.defect(foldings, more_work=1 if node.kind is Kind.BATCH_NORM else 0)
+        affines = self._holding.composed(backward, forward) if stop is None else stop
+        if isinstance(affines, Stop):
+            return affines
+        return _Move((*backward.values(), *forward.values()), foldings, affines)
+
+    def _may_go(self, node: AffineNode, direction: Direction) -> Stop | None:
+        """Spelled-out affines that are part of something that runtimes recognise as a whole stay where they are."""
+        if node.kind is Kind.BATCH_NORM:
+            return None
+        affine = self._affines[node]
+        if affine.varying_axes > 1:
+            return Stop(StopCode.VARIES, "it varies along more than the channels")
+        root = self._tensors.root(node.inputs[0])
+        if affine.varying_axes == 0:
+            # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
+            producer = root.producer
+            right_before = isinstance(producer, MapNode) or producer in self._affines
+            readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
+            right_behind = all(reader in self._affines and reader.kind is Kind.BATCH_NORM for reader in readers)
+            if right_before if direction is Direction.BACKWARD else right_behind:
+                return None
+            return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right before it, or a BN")
+        while (isinstance(root.producer, AffineNode) and root.producer.kind is Kind.AFFINE) or (
+            isinstance(root.producer, OpNode) and root.producer.op in _REARRANGES
+        ):
+            root = self._tensors.root(root.producer.inputs[0])
+        if (
+            direction is Direction.FORWARD
+            and isinstance(root.producer, OpNode)
+            and root.producer.op_type in _NORMALISERS
+        ):
+            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{root.producer.name}'")
+        return None

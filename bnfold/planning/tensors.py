@@ -1,0 +1,56 @@
+"""The values of a graph while nodes go away: such a node makes an input and its output one tensor."""
+
+from collections import Counter
+
+from bnfold.algebra.linear_map import LinearMap
+from bnfold.graph import MapNode, Node, Value
+
+
+class Tensors:
+    """Which values have become one tensor, who reads it, and what the maps between them are now."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Value, Value] = {}
+        self._uses: dict[Value, Counter[Node]] = {}
+        self._observed: dict[Value, Value | None] = {}
+        self._linears: dict[MapNode, LinearMap] = {}
+
+    def root(self, value: Value) -> Value:
+        """The first value of the tensor that `value` is part of."""
+        root = value
+        while root in self._parents:
+            root = self._parents[root]
+        while value is not root:
+            self._parents[value], value = root, self._parents[value]
+        return root
+
+    def uses(self, root: Value) -> Counter[Node]:
+        """The nodes that read a tensor, and how many times each."""
+        if root not in self._uses:
+            self._uses[root] = Counter(root.uses)
+        return self._uses[root]
+
+    def observed(self, root: Value) -> Value | None:
+        """The value as which a tensor is seen from outside the graph, if it is."""
+        return self._observed.get(root, root if root.observer is not None else None)
+
+    def linear(self, node: MapNode) -> LinearMap:
+        """The map of a node, without what it has absorbed."""
+        return self._linears.get(node, node.linear)
+
+    def become(self, node: MapNode, linear: LinearMap) -> None:
+        """Puts another map in the place of a node's."""
+        self._linears[node] = linear
+
+    def remove(self, node: Node, position: int = 0) -> None:
+        """Makes one input of a node and its output one tensor; the node reads nothing any more."""
+        source, target = self.root(node.inputs[position]), self.root(node.outputs[0])
+        self.drop(node)
+        self.uses(source).update(self.uses(target))
+        self._observed[source] = self.observed(source) or self.observed(target)
+        self._parents[target] = source
+
+    def drop(self, node: Node) -> None:
+        """Takes away a node that nothing reads."""
+        for value in (*node.inputs, *node.also_reads):
+            self.uses(self.root(value)).pop(node, None)

@@ -1,0 +1,127 @@
+"""What the model asks for, and seeded values of that kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bnfold.errors import UnsupportedModelError, UsageError
+from bnfold.input_spec import DTYPES, Array
+from bnfold.verification.judging.metrics import is_float
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredInput:
+    """An input that the caller of a model has to feed.
+
+    Attributes:
+        name: Its name.
+        dtype: Element type; None for strings, sequences and the like.
+        kind: The type in words.
+        dims: A size, or the key of an unknown one: equal keys are equal sizes. None if the rank is unknown.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic] | None
+    kind: str
+    dims: tuple[int | str, ...] | None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a size is left open."""
+        return self.dims is None or any(isinstance(dim, str) for dim in self.dims)
+
+
+def declared_inputs(model: onnx.ModelProto) -> tuple[DeclaredInput, ...]:
+    """The graph inputs that have no default among the initializers."""
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    initialized |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return tuple(_declared(value) for value in model.graph.input if value.name not in initialized)
+
+
+def random_sample(
+    declared: tuple[DeclaredInput, ...],
+    shapes: Mapping[str, tuple[int, ...]],
+    ranges: Mapping[str, Range],
+    seed: int,
+    sample: int,
+) -> dict[str, Array]:
+    """Values for inputs: floats N(0, 1) or uniform in the range; integers 0, 1 or in the range; booleans.
+
+    Args:
+        declared: The inputs; each has its own stream, so that leaving one out does not change the others.
+        shapes: Shape of each input that is wanted, by name.
+        ranges: Lowest and highest value by name.
+        seed: The caller's seed.
+        sample: Number of the sample.
+
+    Raises:
+        UnsupportedModelError: An input is of a type that no value can be made up for.
+        UsageError: A range does not fit the element type.
+    """
+    values: dict[str, Array] = {}
+    for index, item in enumerate(declared):
+        if item.name in shapes:
+            rng = np.random.default_rng([seed, sample, index])
+            values[item.name] = _random_array(item, shapes[item.name], ranges.get(item.name), rng)
+    return values
+
+
+def _random_array(
+    item: DeclaredInput, shape: tuple[int, ...], value_range: Range | None, rng: np.random.Generator
+) -> Array:
+    dtype = item.dtype
+    if dtype is None:
+        raise UnsupportedModelError(
+            f"input {item.name!r} is a {item.kind}, for which no values can be made up",
+            hint="Give real data with --inputs.",
+        )
+    if dtype == np.bool_:
+        if value_range is not None:
+            raise UsageError(f"input {item.name!r} is boolean and takes no value range")
+        return rng.integers(0, 2, shape).astype(np.bool_)
+    if is_float(dtype) and value_range is None:
+        return rng.standard_normal(shape).astype(dtype)
+    low, high = map(float, value_range or (0, 1))
+    lowest, highest = _limits(dtype)
+    whole = is_float(dtype) or (low.is_integer() and high.is_integer())
+    if not (whole and lowest <= low <= high <= highest):
+        raise UsageError(f"the value range {low:g},{high:g} of input {item.name!r} does not fit {dtype.name}")
+    if is_float(dtype):
+        return rng.uniform(low, high, shape).astype(dtype)
+    return rng.integers(int(low), int(high), shape, dtype=dtype.name, endpoint=True)
+
+
+def _limits(dtype: np.dtype[np.generic]) -> Range:
+    if is_float(dtype):
+        largest = float(np.finfo(np.float16 if dtype == np.float16 else np.float32).max)
+        return -largest, largest
+    return float(np.iinfo(dtype.name).min), float(np.iinfo(dtype.name).max)
+
+
+def _declared(value: onnx.ValueInfoProto) -> DeclaredInput:
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value") or "value of unknown type"
+        return DeclaredInput(value.name, None, kind.removesuffix("_type"), None)
+    tensor = value.type.tensor_type
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    kind = f"tensor of {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
+    if dtype is not None and dtype.name not in DTYPES:
+        dtype = None
+    if not tensor.HasField("shape"):
+        return DeclaredInput(value.name, dtype, kind, None)
+    dims = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(tensor.shape.dim))
+    return DeclaredInput(value.name, dtype, kind, dims)
+
+
+def _dim(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    # Some exporters write an unknown size as -1 or 0.
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    return dim.dim_param or f"{name}[{axis}]"

@@ -1,0 +1,108 @@
+"""What the outputs gate judges: runs of the folded model, and of the original under rounding noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.report.records import OutputMetrics
+from bnfold.verification.inputs.feeds import Feed
+from bnfold.verification.judging.comparing import Compared, Results, Tolerances, compare_results, judge_without_noise
+from bnfold.verification.judging.draws import Shifts, judge_by_draws
+from bnfold.verification.judging.gate import Evidence, judge
+from bnfold.verification.judging.noise import Shift, shift_between
+from bnfold.verification.onnx.outputs.noise import perturbed_runs
+from bnfold.verification.onnx.outputs.parameters import OpenModel, open_model
+from bnfold.verification.onnx.outputs.randomness import find_random_node
+from bnfold.verification.runtime.devices import Device
+from bnfold.verification.runtime.sessions import RuntimeFailure, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What the original did.
+
+    Attributes:
+        model: The original.
+        device: Where it ran.
+        seed: The caller's seed.
+        feeds: The samples.
+        references: What the original gave, for each sample.
+    """
+
+    model: OnnxModel
+    device: Device
+    seed: int
+    feeds: Sequence[Feed]
+    references: Sequence[Results]
+
+
+def compare_runs(session: Session, baseline: Baseline, tolerances: Tolerances | None) -> dict[str, Compared]:
+    """Run the folded model and compare every output with the original's.
+
+    Args:
+        session: The folded model.
+        baseline: What the original did.
+        tolerances: What the caller accepts, or None.
+
+    Returns:
+        An entry for each output of either model.
+
+    Raises:
+        RuntimeFailure: The folded model does not run.
+    """
+    return compare_results(baseline.references, map(session.run, baseline.feeds), tolerances)
+
+
+def judge_outputs(
+    compared: Mapping[str, Compared], baseline: Baseline, tolerances: Tolerances | None
+) -> tuple[tuple[OutputMetrics, ...], int]:
+    """Metrics and verdict of every output, and the number of noise draws behind them.
+
+    Raises:
+        DeviceError: A perturbed copy of the original does not run on the device.
+    """
+    random_node = find_random_node(baseline.model.proto) or ""
+    if tolerances is not None or random_node:
+        return judge_without_noise(compared, tolerances, random_node), 0
+    opened = open_model(baseline.model)
+    if not opened.reached:
+        unmoved = [[Shift(0.0, changed=False)] * len(baseline.feeds)]
+        return tuple(
+            judge(Evidence(name, runs.comparisons, unmoved, has_parameters=False)) for name, runs in compared.items()
+        ), 0
+
+    deaf = [name for name in compared if name not in opened.reached]
+
+    def draw(draws: range, shifts: Shifts) -> tuple[list[str], str]:
+        try:
+            _measure_noise(opened, baseline, draws, shifts)
+        except RuntimeFailure as failure:
+            return deaf, str(failure)
+        return deaf, ""
+
+    return judge_by_draws(compared, draw, {})
+
+
+def _measure_noise(opened: OpenModel, baseline: Baseline, draws: range, shifts: Shifts) -> None:
+    """Run the original with perturbed parameters, and add to `shifts` how its outputs moved.
+
+    Args:
+        opened: The original with open parameters.
+        baseline: What the original did.
+        draws: Numbers of the copies.
+        shifts: For each output, for each draw, the shift of each sample.
+
+    Raises:
+        DeviceError: A copy does not run on the device.
+        RuntimeFailure: The runtime refuses a copy.
+    """
+    for moved in perturbed_runs(opened, baseline.device, baseline.seed, draws, baseline.feeds):
+        for name in baseline.references[0]:
+            shifts[name].append(
+                [
+                    shift_between(reference[name], result[name])
+                    for reference, result in zip(baseline.references, moved, strict=True)
+                ]
+            )

@@ -1,0 +1,207 @@
+"""How large the rounding error of a region may be: the sum of the absolute values of all terms of its result.
+
+A sum of products computed in floating point is off by at most a small multiple of u · Σ |terms| (Higham, "Accuracy and
+Stability of Numerical Algorithms", section 3.1). So magnitudes are carried through a region in place of values:
+
+    Conv, ConvTranspose, Gemm, MatMul   |W| ⋆ m + |b|
+    BatchNormalization                  |scale| · (m + |mean|) + |beta|
+    Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
+    Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
+    Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
+    onnxruntime's FusedConv             |W| ⋆ m + |b| + |z| + |result|
+
+all in float32, beginning with m = |x| at the edge of the region. Weights below the smallest normal number of their type
+count as that number: their rounding error is as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from bnfold.onnx.proto.names import DEFAULT_DOMAINS, float_attribute, is_standard, string_attribute
+from bnfold.verification.judging.sites import NoBoundError
+from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
+
+MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operations that multiply by weights."""
+
+_SMALLEST_NORMAL: Mapping[int, float] = {
+    onnx.TensorProto.FLOAT16: 2.0**-14,
+    onnx.TensorProto.BFLOAT16: 2.0**-126,
+}
+_SAME_MAGNITUDE = frozenset("Identity Dropout Neg Abs Relu LeakyRelu Clip Cast CastLike".split())
+_SLOPE_ABOUT_ONE = frozenset(
+    "Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign Elu Gelu Swish Mish Erf Selu Celu".split()
+)
+_REARRANGING = frozenset(
+    "Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Expand Tile DepthToSpace SpaceToDepth Split"
+    " AveragePool MaxPool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax ReduceSum".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A value that a node reads.
+
+    Attributes:
+        value: What it is called in the graph that is being built.
+        magnitude: Gives the name of its magnitude; emits it where nobody asked before.
+        is_constant: Whether it is stored in the model.
+    """
+
+    value: str
+    magnitude: Callable[[], str]
+    is_constant: bool = False
+
+
+def edge_magnitude(emitter: Emitter, value: str, data_type: int, *, is_constant: bool) -> str:
+    """|value| in float32, and for stored numbers of a narrow type at least the smallest normal number."""
+    wide = value if data_type == FLOAT else emitter.node("Cast", [value], to=FLOAT)
+    magnitude = emitter.node("Abs", [wide])
+    if is_constant and data_type in _SMALLEST_NORMAL:
+        return emitter.largest([magnitude], _SMALLEST_NORMAL[data_type])
+    return magnitude
+
+
+def magnitudes_of(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    """The magnitudes of what a node gives, one for each output that has one.
+
+    Args:
+        emitter: Takes the nodes.
+        node: The node.
+        read: Its inputs; None for one that is absent.
+        results: Names of its outputs in the graph that is being built.
+
+    Raises:
+        NoBoundError: Its operator is not in the table above.
+    """
+    name = node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"
+    rule = _RULES.get(name)
+    if rule is None or not read or read[0] is None:
+        raise NoBoundError(name)
+    return rule(emitter, node, read, results)
+
+
+def _given(read: list[Operand | None]) -> list[Operand]:
+    return [operand for operand in read if operand is not None]
+
+
+def _map(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    return emitter.like(node, ["" if operand is None else operand.magnitude() for operand in read])
+
+
+def _fused_conv(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    """Onnxruntime's activation(Conv(x, W, b) + z)."""
+    conv = onnx.NodeProto(op_type="Conv", name=node.name, output=node.output)
+    conv.attribute.extend(given for given in node.attribute if not given.name.startswith("activation"))
+    (magnitude,) = _map(emitter, conv, read[:3], results)
+    if len(read) > 3 and read[3] is not None:
+        magnitude = emitter.node("Add", [magnitude, read[3].magnitude()])
+    result = emitter.node("Abs", [emitter.node("Cast", [results[0]], to=FLOAT)])
+    return [emitter.node("Add", [magnitude, result])]
+
+
+def _gemm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    absolute = onnx.NodeProto()
+    absolute.CopyFrom(node)
+    for attribute in absolute.attribute:
+        if attribute.name in ("alpha", "beta"):
+            attribute.f = abs(attribute.f)
+    return _map(emitter, absolute, read, [])
+
+
+def _batch_norm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    operands = _given(read)
+    if len(operands) != 5 or any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+        raise NoBoundError(node.op_type)
+    x, scale, bias, mean, variance = operands
+    magnitudes = [x.magnitude(), scale.magnitude(), bias.magnitude(), emitter.node("Neg", [mean.magnitude()])]
+    return emitter.like(node, [*magnitudes, variance.magnitude()], outputs=1)
+
+
+def _sum(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
+    total, *rest = [operand.magnitude() for operand in _given(read)]
+    for magnitude in rest:
+        total = emitter.node("Add", [total, magnitude])
+    return [total]
+
+
+def _product(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
+    return [emitter.node("Mul", [operand.magnitude() for operand in _given(read)])]
+
+
+def _quotient(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    numerator, denominator = _given(read)
+    if not denominator.is_constant:
+        raise NoBoundError(node.op_type)
+    return [emitter.node("Div", [numerator.magnitude(), denominator.magnitude()])]
+
+
+def _same_magnitude(_: Emitter, __: onnx.NodeProto, read: list[Operand | None], ___: list[str]) -> list[str]:
+    return [operand.magnitude() for operand in _given(read)[:1]]
+
+
+def _with_result(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    result = emitter.node("Abs", [emitter.node("Cast", [results[0]], to=FLOAT)])
+    return [emitter.node("Add", [_given(read)[0].magnitude(), result])]
+
+
+def _rearranged(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    data, *rest = read
+    names = [operand.value if operand is not None else "" for operand in rest]
+    only_data = 1 if node.op_type in ("MaxPool",) else None
+    return emitter.like(node, [data.magnitude() if data is not None else "", *names], outputs=only_data)
+
+
+def _pad(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    if float_attribute(node, "value", 0.0) < 0:
+        raise NoBoundError("Pad with a negative value")
+    values = [
+        "" if operand is None else operand.magnitude() if index in (0, 2) else operand.value
+        for index, operand in enumerate(read)
+    ]
+    return emitter.like(node, values)
+
+
+def _resize(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    if string_attribute(node, "mode", "nearest") == "cubic":
+        raise NoBoundError("Resize in cubic mode")
+    return _rearranged(emitter, node, read, results)
+
+
+def _prelu(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
+    data, slope = _given(read)
+    steepest = emitter.largest([slope.magnitude()], 1.0)
+    return [emitter.node("Mul", [data.magnitude(), steepest])]
+
+
+def _concat(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    return emitter.like(node, [operand.magnitude() for operand in _given(read)])
+
+
+_Rule = Callable[[Emitter, onnx.NodeProto, list[Operand | None], list[str]], list[str]]
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "MatMul"), _map),
+    "Gemm": _gemm,
+    "com.microsoft.FusedConv": _fused_conv,
+    "com.microsoft.QuickGelu": _with_result,
+    "BatchNormalization": _batch_norm,
+    **dict.fromkeys(("Add", "Sub", "Sum"), _sum),
+    "Mul": _product,
+    "Div": _quotient,
+    **dict.fromkeys(_SAME_MAGNITUDE, _same_magnitude),
+    **dict.fromkeys(_SLOPE_ABOUT_ONE, _with_result),
+    **dict.fromkeys(_REARRANGING, _rearranged),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    "PRelu": _prelu,
+    "Pad": _pad,
+    "Concat": _concat,
+}
+
+
+def is_map(node: onnx.NodeProto) -> bool:
+    """Whether a node multiplies by weights."""
+    return is_standard(node, *MAPS)

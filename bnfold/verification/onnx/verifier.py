@@ -1,0 +1,223 @@
+"""Run both models on the same inputs and device; judge the difference by the original's rounding noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from bnfold.errors import DeviceError, ModelLoadError, VerificationError
+from bnfold.input_spec import Array, Shapes
+from bnfold.report.clock import Clock
+from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
+from bnfold.report.report import Report
+from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
+from bnfold.verification.inputs.sampling import Range, declared_inputs
+from bnfold.verification.judging.comparing import Tolerances, metrics_only
+from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
+from bnfold.verification.onnx.outputs.evidence import Baseline, compare_runs, judge_outputs
+from bnfold.verification.onnx.sites.measure import measure_sites
+from bnfold.verification.runtime.devices import (
+    Device,
+    DeviceRequest,
+    cpu_device,
+    cuda_device,
+    parse_device,
+    tensorrt_device,
+)
+from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
+from bnfold.verification.runtime.source import ModelLike, Source
+
+_Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, names of the outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What was asked for."""
+
+    device: DeviceRequest
+    original: Source
+    folded: Source
+    feeds: FeedRequest
+    tolerances: Tolerances | None
+    tf32: bool
+
+
+def verify(
+    original: ModelLike,
+    folded: ModelLike,
+    *,
+    inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
+    device: str = "auto",
+    samples: int = 4,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    value_ranges: Mapping[str, Range] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    tf32: bool = False,
+) -> Report:
+    """Compare a folded ONNX model with its original, by running both with graph optimisations off.
+
+    Two gates decide. Sites: what changed, fed with the original's own activations, gives what the original gives, up
+    to rounding; this names the layer that is wrong. Outputs: an output passes if it is at most 4 times as far from the
+    original's as the original's own output moves when its parameters are moved by one unit in the last place.
+
+    Args:
+        original: A path, an onnx.ModelProto or an onnx_ir.Model.
+        folded: The same.
+        inputs: Real data by input name, or a sequence of that, one a sample; what is left out is made up.
+        device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or "tensorrt"; only "auto" falls back.
+            For "tensorrt", which folds BatchNorm itself, the original runs on CUDA.
+        samples: Number of samples, where no data is given.
+        seed: Seed of the inputs and of the noise.
+        shapes: Shapes of inputs with open dimensions; by name, or in order with None for a name left out.
+        value_ranges: Lowest and highest value of inputs that are made up, by name.
+        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| at the outputs decides, and no
+            gate; the report lists the sites all the same.
+        atol: See `rtol`; what is not given is 0.
+        tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
+            report that beside the verdict; needs "cuda", or "auto" that finds it.
+
+    Returns:
+        A report; a difference is a verdict in it, not an error.
+
+    Raises:
+        UsageError: An argument is out of range, names no input, or contradicts the model.
+        ModelLoadError: A model cannot be read.
+        UnsafeModelError: A model reaches for files outside its folder.
+        UnsupportedModelError: An input without data is of a type that no value can be made up for.
+        VerificationError: The original does not run, so that nothing can be compared.
+        DeviceError: The device cannot be used, or has no kernel for the original.
+    """
+    task = _Task(
+        parse_device(device, tf32=tf32),
+        Source.of(original, "original"),
+        Source.of(folded, "folded"),
+        FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
+        Tolerances.of(rtol, atol),
+        tf32,
+    )
+    if task.device is DeviceRequest.CPU:
+        return _verify_on(cpu_device(), task)
+    if task.device is DeviceRequest.TENSORRT:
+        tensorrt = tensorrt_device()
+        for needed in (cuda_device(), tensorrt):
+            check_device_works(needed)
+        return _verify_on(cuda_device(), task, deployed_on=tensorrt)
+    try:
+        gpu = cuda_device()
+        check_device_works(gpu)
+        return _verify_on(gpu, task)
+    except DeviceError as error:
+        if task.device is DeviceRequest.CUDA:
+            raise
+        reason = str(error)
+    return _verify_on(cpu_device(), task, fell_back=reason)
+
+
+def _verify_on(
+    device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
+) -> Report:
+    clock = Clock()
+    with clock.measure("total"):
+        report = _compare_models(device, deployed_on or device, task, clock, fell_back)
+    return replace(report, timings_s=clock.timings_s)
+
+
+def _compare_models(device: Device, folded_device: Device, task: _Task, clock: Clock, fell_back: str | None) -> Report:
+    original = task.original.skeleton()
+    folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+    with _original_errors(task.original, device):
+        with clock.measure("original_session"):
+            session = task.original.session(device)
+        with clock.measure("inputs"):
+            feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
+        with clock.measure("original_runs"):
+            references = [session.run(feed) for feed in feeds[1:]]
+    config = config_of(task.feeds.seed, len(feeds), inputs, task.tolerances)
+    info = DeviceInfo(
+        requested=task.device.value,
+        used=folded_device.kind,
+        name=folded_device.name,
+        provider=folded_device.provider,
+        fell_back=fell_back,
+        nodes_per_provider=session.nodes_per_provider,
+        nodes_elsewhere=session.nodes_elsewhere,
+    )
+    report = Report(Verdict.INCONCLUSIVE, "nothing was compared", device=info, config=config)
+    interface = session.inputs, session.outputs
+    del session  # the models and the copies run one after another: one set of weights in memory at a time
+    with clock.measure("sites"):
+        outcome = measure_sites(original, folded, device, feeds[0])
+    del folded
+    report = replace(report, sites=outcome.sites, sites_note=outcome.note)
+    first = outcome.references
+    if first is None:
+        with _original_errors(task.original, device), clock.measure("original_again"):
+            first = task.original.session(device).run(feeds[0])
+    baseline = Baseline(original, device, task.feeds.seed, feeds, [first, *references])
+    try:
+        with clock.measure("folded_session"):
+            session = task.folded.session(folded_device)
+        if problem := _other_interface(interface, (session.inputs, session.outputs)):
+            return replace(report, verdict=Verdict.FAIL, reason=problem)
+        with clock.measure("folded_runs"):
+            compared = compare_runs(session, baseline, task.tolerances)
+        del session
+    except RuntimeFailure as failure:
+        return _folded_failure(failure, task.folded, report)
+    if task.tf32 and device.kind == "cuda":
+        with clock.measure("as_deployed"):
+            report = replace(report, as_deployed=_run_as_deployed(task.folded, device, baseline))
+    with clock.measure("noise"):
+        outputs, draws = judge_outputs(compared, baseline, task.tolerances)
+    verdict, reason = decide(outputs, outcome.sites, task.tolerances)
+    return replace(report, verdict=verdict, reason=reason, outputs=outputs, config=replace(config, noise_draws=draws))
+
+
+def _run_as_deployed(folded: Source, device: Device, baseline: Baseline) -> tuple[OutputMetrics, ...]:
+    try:
+        return metrics_only(compare_runs(folded.session(device, as_deployed=True), baseline, None))
+    except RuntimeFailure as failure:
+        raise DeviceError(
+            f"{folded.label} cannot run as deployed, with the runtime's optimisations and TF32: {failure}",
+            hint="Leave out --tf32 for the verdict alone.",
+        ) from failure
+
+
+def _other_interface(original: _Interface, folded: _Interface) -> str:
+    """What makes it impossible to run the folded model in place of the original; "" if nothing does."""
+    missing = [name for name in original[0] if name not in folded[0]]
+    if missing:
+        return f"the folded model has no input {missing[0]!r}"
+    added = [name for name in folded[0] if name not in original[0]]
+    if added:
+        return f"the folded model asks for an input {added[0]!r} that the original does not have"
+    if original[1] != folded[1] and sorted(original[1]) == sorted(folded[1]):
+        return "the folded model gives its outputs in another order"
+    return ""
+
+
+@contextmanager
+def _original_errors(source: Source, device: Device) -> Iterator[None]:
+    """Say what it means that the runtime refuses the original."""
+    try:
+        yield
+    except RuntimeFailure as failure:
+        if failure.kind is FailureKind.UNREADABLE:
+            raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
+        if failure.kind in (FailureKind.NO_KERNEL, FailureKind.DEVICE):
+            raise DeviceError(f"{source.label} cannot run on {device.provider}: {failure}") from failure
+        raise VerificationError(
+            f"{source.label} does not run in onnxruntime, so nothing can be compared with it: {failure}"
+        ) from failure
+
+
+def _folded_failure(failure: RuntimeFailure, source: Source, report: Report) -> Report:
+    """A folded model that does not run, where the original did, is a failed verification."""
+    if failure.kind is FailureKind.UNREADABLE:
+        raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
+    if failure.kind is FailureKind.DEVICE:
+        raise DeviceError(f"{source.label} cannot run: {failure}") from failure
+    return does_not_run(report, failure)

@@ -1,0 +1,114 @@
+"""A model to be run: a file that the runtime opens itself, or a model in memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import onnx
+
+from bnfold.errors import ModelLoadError, UsageError
+from bnfold.input_spec import Array
+from bnfold.model_kind import is_ir_model
+from bnfold.onnx.file.load import OnnxModel, from_proto, load
+from bnfold.verification.runtime.devices import Device
+from bnfold.verification.runtime.initializers import drop_unused_initializers
+from bnfold.verification.runtime.sessions import Session
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+ModelLike: TypeAlias = Union[str, os.PathLike[str], onnx.ModelProto, "onnx_ir.Model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of the two models.
+
+    Attributes:
+        label: What a message calls it: the path, or "the original model", "the folded model".
+        path: The file, absolute; None for a model in memory.
+        proto: The model in memory; None for a file.
+    """
+
+    label: str
+    path: Path | None
+    proto: onnx.ModelProto | None
+
+    @staticmethod
+    def of(model: ModelLike, role: str) -> Source:
+        """Wrap what the caller gave.
+
+        Args:
+            model: A path, an onnx.ModelProto or an onnx_ir.Model.
+            role: "original" or "folded".
+
+        Raises:
+            ModelLoadError: There is no such file.
+            UsageError: `model` is something else.
+        """
+        if isinstance(model, str | os.PathLike):
+            path = Path(os.path.abspath(model))
+            if not path.is_file():
+                raise ModelLoadError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+            return Source(str(path), path, None)
+        label = f"the {role} model"
+        if isinstance(model, onnx.ModelProto):
+            return Source(label, None, model)
+        if is_ir_model(model):
+            from bnfold.onnx.file.ir_model import model_to_proto
+
+            return Source(label, None, model_to_proto(model))
+        raise UsageError(
+            f"{label} is a {type(model).__name__}",
+            hint="Give a path, an onnx.ModelProto or an onnx_ir.Model.",
+        )
+
+    def skeleton(self) -> OnnxModel:
+        """The model with large tensors by reference.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+        """
+        if self.path is not None:
+            return load(self.path)
+        assert self.proto is not None  # one of the two is always there
+        return from_proto(self.proto)
+
+    def session(self, device: Device, *, as_deployed: bool = False) -> Session:
+        """The model as it is, loaded on `device`.
+
+        Args:
+            device: Where every heavy node must run.
+            as_deployed: With the runtime's own optimisations, and TF32.
+
+        Raises:
+            DeviceError: It does not run there.
+            ModelLoadError: It cannot be read.
+            RuntimeFailure: The runtime refuses it.
+        """
+        model, injected = self.loadable()
+        return Session(model, device, injected, as_deployed=as_deployed)
+
+    def loadable(self) -> tuple[str | bytes, dict[str, Array]]:
+        """What a session loads: a path, or a serialised model, and the values of what that has by reference.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+        """
+        if self.path is not None:
+            return str(self.path), {}
+        # By reference again: a serialised copy would double the memory and end at 2 GiB.
+        model = self.skeleton()
+        drop_unused_initializers(model.proto.graph)
+        return model.proto.SerializeToString(), injected_values(model)
+
+
+def injected_values(model: OnnxModel) -> dict[str, Array]:
+    """The values of the initializers that a skeleton has by reference."""
+    external = onnx.TensorProto.EXTERNAL
+    return {
+        tensor.name: model.array(tensor) for tensor in model.proto.graph.initializer if tensor.data_location == external
+    }

@@ -1,0 +1,306 @@
+"""What `fold` does with each kind of model: fold it, and know how to write and to verify the result."""
+
+import glob
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError
+
+from .compare import Verification, compare
+from .models import CodeOptions, ModelKind, kind_of
+from .modules import Code, build, require_runs
+
+if TYPE_CHECKING:
+    import torch
+
+    from bnfold.api import FoldResult
+    from bnfold.planning.plan import Plan
+    from bnfold.report import FileInfo, Report
+    from bnfold.staging import Staged
+
+_STATE_SUFFIXES = (".safetensors", ".pt")
+_OUTPUTS = {
+    ModelKind.ONNX: (".onnx",),
+    ModelKind.PROGRAM: (".pt2", ".onnx", *_STATE_SUFFIXES),
+    ModelKind.CODE: (".pt2", ".onnx", *_STATE_SUFFIXES),
+    ModelKind.STATE: (".pt2", ".onnx", *_STATE_SUFFIXES),
+}
+_NAMES = {
+    ModelKind.ONNX: "an ONNX model",
+    ModelKind.PROGRAM: "an exported program",
+    ModelKind.CODE: "a PyTorch module",
+    ModelKind.STATE: "a PyTorch module",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoldOptions:
+    """What is folded and where it goes, as it was typed.
+
+    Attributes:
+        output: The destination; None for a dry run without one.
+        skip: Glob patterns.
+        only: Glob patterns.
+        leftover: "conv", "mul-add" or "keep".
+        force: Whether OUT may be IN.
+        merge: Whether parallel branches may become one layer.
+    """
+
+    output: Path | None
+    skip: tuple[str, ...]
+    only: tuple[str, ...]
+    leftover: str
+    force: bool
+    merge: bool
+
+    @property
+    def suffix(self) -> str:
+        """The extension of the destination, which decides what is made of a PyTorch model."""
+        return "" if self.output is None else self.output.suffix.lower()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A model that was folded.
+
+    Attributes:
+        plan: What was folded and left.
+        ops_before: Nodes by operator, before.
+        ops_after: Nodes by operator, after.
+        is_copy: Whether what is written equals what was read, so that there is nothing to verify.
+        source: The file that was read, or what a report says of a module.
+        stage: Writes the result beside a destination.
+        verify: Compares what was staged with the original.
+    """
+
+    plan: "Plan"
+    ops_before: Mapping[str, int]
+    ops_after: Mapping[str, int]
+    is_copy: bool
+    source: "Path | FileInfo"
+    stage: "Callable[[Path], AbstractContextManager[Staged]]"
+    verify: "Callable[[Path], Report]"
+
+
+def fold_model(
+    model: str,
+    options: FoldOptions,
+    code: CodeOptions,
+    verification: Verification,
+    stack: ExitStack,
+) -> Job:
+    """Folds whatever a word of the command line names.
+
+    Args:
+        model: A path or an import path.
+        options: What to fold, and where it goes.
+        code: Weights and arguments for an import path.
+        verification: Inputs, and how to compare.
+        stack: Keeps temporary files until the result is written.
+    """
+    kind = kind_of(model)
+    if options.output is not None and kind is not ModelKind.ONNX:
+        _require_output(options.output, kind)
+    if kind.is_module:
+        read = {Path(model)} if kind is ModelKind.STATE else set()
+        read |= set() if code.weights is None else {code.weights}
+        if options.output is not None and not options.force:
+            from bnfold.staging import require_not_source
+
+            require_not_source(options.output, read)
+        return _fold_code(model, options, build(model, code, verification), verification, stack)
+    code.require_unused(model)
+    if kind is ModelKind.PROGRAM:
+        return _fold_program_file(Path(model), options, verification, stack)
+    return _fold_onnx_file(Path(model), options, verification)
+
+
+def _fold_onnx_file(path: Path, options: FoldOptions, verification: Verification) -> Job:
+    import bnfold
+
+    result = bnfold.fold(path, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge)
+    return _job(
+        result,
+        path,
+        options,
+        lambda staged: compare(path, staged, verification),
+        is_copy=not result.changed,
+    )
+
+
+def _fold_program_file(path: Path, options: FoldOptions, verification: Verification, stack: ExitStack) -> Job:
+    import bnfold
+
+    if options.suffix == ".onnx":
+        from bnfold.torch.file.load import load_program
+
+        program = load_program(path)
+        return _fold_to_onnx(program, path, options, {}, lambda staged: compare(program, staged, verification), stack)
+    result = bnfold.fold(path, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge)
+
+    def verify(staged: Path) -> "Report":
+        if options.suffix not in _STATE_SUFFIXES:
+            return compare(path, staged, verification)
+        folded = cast("torch.export.ExportedProgram", result.model)
+        _require_same_bits(staged, folded.state_dict)
+        return compare(path, folded, verification)
+
+    return _job(result, path, options, verify)
+
+
+def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verification, stack: ExitStack) -> Job:
+    import bnfold
+    from bnfold.report import FileInfo
+
+    source = Path(model) if kind_of(model) is ModelKind.STATE else FileInfo(model, None, "module", code.nbytes)
+
+    if options.suffix in (".pt2", ".onnx"):
+        program = _exported(code)
+
+        def verify(staged: Path) -> "Report":
+            return compare(code.module, staged, verification, code.call)
+
+        if options.suffix == ".onnx":
+            try:
+                return _fold_to_onnx(program, source, options, code.dynamic, verify, stack)
+            except UnsupportedModelError:
+                require_runs(code)
+                raise
+        return _job(
+            bnfold.fold(program, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge),
+            source,
+            options,
+            verify,
+        )
+    result = bnfold.fold(
+        code.module, code.call, dynamic_shapes=code.dynamic_shapes, skip=options.skip, only=options.only
+    )
+
+    def verify_state(staged: Path) -> "Report":
+        from bnfold.torch.file.state_dict import read_weights
+
+        result.model.load_state_dict(cast("dict[str, torch.Tensor]", read_weights(staged)))
+        return compare(code.module, result.model, verification, code.call)
+
+    return _job(result, source, options, verify_state)
+
+
+def _exported(code: Code) -> "torch.export.ExportedProgram":
+    from bnfold.torch.capture.export import Refused, trace
+
+    try:
+        return trace(code.module, code.call, code.dynamic_shapes)
+    except Refused as refused:
+        require_runs(code)
+        hint = "A .safetensors file can be written all the same: it needs only what can be exported of the parts."
+        if code.dynamic_shapes:
+            hint = "Perhaps an axis of --dynamic cannot vary, or only together with another one."
+        name = type(code.module).__name__
+        raise UnsupportedModelError(f"torch.export refuses {name}: {refused.reason}.", hint=hint) from refused
+
+
+def _fold_to_onnx(
+    program: "torch.export.ExportedProgram",
+    source: "Path | FileInfo",
+    options: FoldOptions,
+    dynamic: Mapping[str, Mapping[int, str]],
+    verify: "Callable[[Path], Report]",
+    stack: ExitStack,
+) -> Job:
+    """Folds a program, has torch.onnx export it, and folds the file: what only that graph can express."""
+    import bnfold
+    from bnfold.torch.file.to_onnx import exported_file
+
+    chosen = bool(options.skip or options.only)
+    # What the file can still fold has to be a BatchNorm there; but where some are to stay, all is decided here.
+    leftover = options.leftover if chosen else "keep"
+    first = bnfold.fold(program, skip=options.skip, only=options.only, leftover=leftover, merge=options.merge)
+    beside = None if options.output is None else options.output.resolve().parent
+    path = stack.enter_context(exported_file(first.model, beside, dynamic=dynamic))
+    try:
+        kept = _batch_norms(bnfold.inspect(path)) if chosen else ()
+        second = bnfold.fold(path, skip=tuple(map(glob.escape, kept)), leftover=options.leftover, merge=options.merge)
+    except ModelLoadError as error:
+        raise _not_valid(error) from error
+    plan = first.plan if chosen else _both(first.plan, second.plan)
+    return Job(
+        plan,
+        first.ops_before,
+        first.ops_after,
+        is_copy=False,
+        source=source,
+        stage=lambda destination: second.staged(destination, force=options.force),
+        verify=verify,
+    )
+
+
+def _not_valid(error: ModelLoadError) -> UnsupportedModelError:
+    """What is said of a file by torch.onnx that cannot be loaded, such as one with a Conv of bfloat16."""
+    said = (str(error).partition(": ")[2] or str(error)).rstrip(".")
+    return UnsupportedModelError(
+        f"what torch.onnx makes of the model is not valid: {said}",
+        hint="Write a .pt2 file instead; a model in bfloat16 can be exported in float16 or float32.",
+    )
+
+
+def _both(first: "Plan", second: "Plan") -> "Plan":
+    """The plan of a program and then of the file that was made of it, in which each BatchNorm has its place once."""
+    if not second.folds and not second.merges and second.batch_norms_left == first.batch_norms_left:
+        return first
+    return replace(
+        first,
+        folds=first.folds + second.folds,
+        merges=first.merges + second.merges,
+        left=second.left,
+        apart=second.apart,
+    )
+
+
+def _batch_norms(plan: "Plan") -> tuple[str, ...]:
+    from bnfold.graph import Kind
+
+    nodes = [entry.nodes for entry in plan.folds if entry.kind is Kind.BATCH_NORM]
+    nodes += [entry.nodes for entry in plan.left if entry.kind is Kind.BATCH_NORM]
+    return tuple(name for names in nodes for name in names)
+
+
+def _job(
+    result: "FoldResult[object]",
+    source: "Path | FileInfo",
+    options: FoldOptions,
+    verify: "Callable[[Path], Report]",
+    *,
+    is_copy: bool = False,
+) -> Job:
+    return Job(
+        result.plan,
+        result.ops_before,
+        result.ops_after,
+        is_copy,
+        source,
+        lambda destination: result.staged(destination, force=options.force),
+        verify,
+    )
+
+
+def _require_output(output: Path, kind: ModelKind) -> None:
+    """Refuses a destination before the work begins, not after."""
+    from bnfold.staging import require_writable
+
+    require_writable(Path(os.path.realpath(output)), _OUTPUTS[kind], _NAMES[kind])
+
+
+def _require_same_bits(staged: Path, state: "Mapping[str, torch.Tensor]") -> None:
+    import torch
+
+    from bnfold.torch.file.state_dict import read_weights
+
+    written = cast("dict[str, torch.Tensor]", read_weights(staged))
+    for name, tensor in state.items():
+        bits, expected = (item.detach().cpu().contiguous().reshape(-1) for item in (written[name], tensor))
+        if not torch.equal(bits.view(torch.uint8), expected.view(torch.uint8)):
+            raise OutputError(f"{name!r} does not read back as it was written.", hint="The disk may be failing.")

@@ -1,0 +1,131 @@
+"""A model that is a module: `package.module:factory` or a pickle, its weights, and what it is called with."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from bnfold.errors import UsageError
+
+from .models import CodeOptions, ModelKind, kind_of, parse_arguments, parse_dynamic
+
+if TYPE_CHECKING:
+    import torch
+
+    from bnfold.torch.file.examples import Call
+
+    from .compare import Verification
+
+
+_STDOUT, _STDERR = 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Code:
+    """A module that was built, and how to call it.
+
+    Attributes:
+        module: The module, in inference mode, with its weights.
+        call: Positional and named inputs.
+        dynamic: Names of dynamic axes by input.
+        dynamic_shapes: The same for torch.export; None where nothing varies.
+        nbytes: Size of its parameters and buffers.
+    """
+
+    module: "torch.nn.Module"
+    call: "Call"
+    dynamic: Mapping[str, Mapping[int, str]]
+    dynamic_shapes: "Mapping[str, Mapping[int, torch.export.Dim] | None] | None"
+    nbytes: int
+
+
+def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
+    """Builds a module and what it is called with.
+
+    Args:
+        model: `package.module:factory`, or a file of torch.save that holds a module. The current folder is the first
+            that code is looked for in.
+        options: Weights and arguments.
+        inputs: Shapes, data and value ranges.
+
+    Raises:
+        UsageError: An option is malformed, or does not fit the factory or forward.
+        ModelLoadError: The code or the weights cannot be loaded.
+        UnsafeModelError: The weights would have to be unpickled.
+        UnsupportedModelError: The module is of a kind that cannot be folded.
+    """
+    arguments, dynamic = parse_arguments(options.arguments), parse_dynamic(options.dynamic)
+    shapes, ranges = inputs.parsed_shapes(), inputs.parsed_ranges()
+    data = inputs.loaded_inputs()
+    from bnfold.torch.capture.wrappers import refuse_unsupported
+    from bnfold.torch.file.examples import dynamic_shapes, make_example
+    from bnfold.torch.file.state_dict import load_weights
+
+    sys.path.insert(0, os.getcwd())
+    module = _module(model, arguments, options)
+    if options.weights is not None:
+        loaded = load_weights(module, options.weights, trust_pickle=options.trust_pickle)
+        if loaded.nest or loaded.prefix:
+            typer.echo(f"weights from {loaded}", err=True)
+    refuse_unsupported(module)
+    first = data[0] if data else None
+    call = make_example(module, shapes, first, ranges=ranges, dynamic=dynamic, seed=inputs.seed)
+    tensors = (*module.parameters(), *module.buffers())
+    return Code(
+        module,
+        call,
+        dynamic,
+        dynamic_shapes(module, call, dynamic) if dynamic else None,
+        sum(tensor.nbytes for tensor in tensors),
+    )
+
+
+def require_runs(code: Code) -> None:
+    """Raises UsageError if a module fails with its inputs, whatever torch.export makes of it."""
+    from bnfold.torch.capture.copying import shadow
+    from bnfold.torch.capture.descend import run_example
+    from bnfold.torch.capture.export import first_line
+    from bnfold.torch.file.examples import type_hint
+
+    try:
+        run_example(shadow(code.module), code.call, "")
+    except Exception as error:  # whatever the code of the module raises
+        message = f"{type(code.module).__name__} fails with these inputs: {first_line(error)}"
+        hint = type_hint(code.module, code.call)
+        hint = hint or "Check their shapes and element types, and for integers --val-range."
+        raise UsageError(message, hint=hint) from error
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Sends to stderr what a model's own code prints, in Python or not: stdout is for results."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(_STDOUT)
+        os.dup2(_STDERR, _STDOUT)
+    except OSError:  # one of them is closed
+        kept = None
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, _STDOUT)
+            os.close(kept)
+
+
+def _module(model: str, arguments: Mapping[str, object], options: CodeOptions) -> "torch.nn.Module":
+    if kind_of(model) is ModelKind.STATE:
+        from bnfold.torch.file.pickled import load_pickled
+
+        if arguments:
+            raise UsageError(f"--kwargs is for a package.module:factory, which {model} is not")
+        return load_pickled(Path(os.path.abspath(model)), trust_pickle=options.trust_pickle)
+    from bnfold.torch.file.factory import build_module
+
+    return build_module(model, arguments)

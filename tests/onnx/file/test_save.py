@@ -1,0 +1,575 @@
+"""Writing: the same bytes as onnx would write, all or nothing, and only where that is wanted."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.backend.test
+import onnx.helper as oh
+import onnx.numpy_helper as onh
+import pytest
+
+from bnfold.errors import ModelLoadError, OutputError
+from bnfold.onnx.file import save as save_module
+from bnfold.onnx.file.load import OnnxModel, check, from_proto, load
+from bnfold.onnx.file.save import Staged, save, stage
+
+BACKEND_DATA = Path(onnx.backend.test.__file__).parent / "data"
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def matmul_model() -> onnx.ModelProto:
+    """Two large weights, a small one, a large Constant and one in a branch."""
+    constant = oh.make_node("Constant", [], ["k"], value=onh.from_array(weights(40, 40, seed=5), "k_value"))
+    branch = oh.make_graph(
+        [oh.make_node("MatMul", ["b", "inner"], ["out"])],
+        "branch",
+        [],
+        [oh.make_tensor_value_info("out", 1, [40, 40])],
+        [onh.from_array(weights(40, 40, seed=6), "inner")],
+    )
+    nodes = [
+        constant,
+        oh.make_node("MatMul", ["x", "w0"], ["a"]),
+        oh.make_node("MatMul", ["a", "w1"], ["b0"]),
+        oh.make_node("Add", ["b0", "bias"], ["b1"]),
+        oh.make_node("Add", ["b1", "k"], ["b"]),
+        oh.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
+    ]
+    initializers = [
+        onh.from_array(weights(40, 40, seed=1), "w0"),
+        onh.from_array(weights(40, 40, seed=2), "w1"),
+        onh.from_array(weights(40, seed=3), "bias"),
+    ]
+    inputs = [oh.make_tensor_value_info("x", 1, [40, 40]), oh.make_tensor_value_info("c", 9, [])]
+    graph = oh.make_graph(nodes, "g", inputs, [oh.make_tensor_value_info("y", 1, [40, 40])], initializers)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    onnx.save(matmul_model(), folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+@pytest.fixture
+def external_source(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    onnx.save(matmul_model(), folder / "m.onnx", save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    return folder / "m.onnx"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def edited(path: Path) -> tuple[OnnxModel, onnx.ModelProto]:
+    """A model with one deferred weight, and what it should be once written."""
+    model = load(path)
+    new = weights(40, 40, seed=9)
+    initializer = model.proto.graph.initializer[1]
+    initializer.CopyFrom(model.store.defer("w1", [40, 40], 1, lambda: new))
+    expected = matmul_model()
+    expected.graph.initializer[1].CopyFrom(onh.from_array(new, "w1"))
+    return model, expected
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def test_an_edited_model_is_written_as_onnx_would(source: Path, out: Path) -> None:
+    model, expected = edited(source)
+    save(model, out / "m.onnx")
+    assert (out / "m.onnx").read_bytes() == expected.SerializeToString()
+    assert os.listdir(out) == ["m.onnx"]
+
+
+def test_every_backend_model_is_written_as_onnx_would(out: Path) -> None:
+    paths = sorted(BACKEND_DATA.rglob("*.onnx"))
+    assert len(paths) > 100
+    for path in paths:
+        model = load(path)
+        save(model, out / "copy.onnx")
+        assert (out / "copy.onnx").read_bytes() == path.read_bytes(), path
+        model.proto.doc_string += "edited"
+        save(model, out / "edited.onnx")
+        expected = onnx.load(path)
+        expected.doc_string += "edited"
+        assert (out / "edited.onnx").read_bytes() == expected.SerializeToString(), path
+
+
+def test_an_unchanged_model_is_copied_byte_for_byte(source: Path, out: Path) -> None:
+    # fields in an order that protobuf would not write
+    data = source.read_bytes()
+    odd = onnx.ModelProto(producer_name="last").SerializeToString()
+    source.write_bytes(data + odd)
+    assert onnx.load(source).SerializeToString() != data + odd
+    model = load(source)
+    save(model.copy(), out / "m.onnx")
+    assert (out / "m.onnx").read_bytes() == data + odd
+    model.proto.doc_string = "edited"
+    assert model.unchanged_file is None
+    save(model, out / "n.onnx")
+    assert (out / "n.onnx").read_bytes() != data + odd
+    model.proto.doc_string = ""
+    model.proto.ClearField("doc_string")
+    assert model.unchanged_file is not None
+
+
+def test_a_source_that_changed_is_not_copied(source: Path, out: Path) -> None:
+    model = load(source)
+    source.write_bytes(source.read_bytes() + b"\x12\x01x")
+    with pytest.raises(ModelLoadError, match="has changed"):
+        save(model, out / "m.onnx")
+    assert snapshot(out) == {}
+
+
+def test_a_model_in_memory_is_written(out: Path) -> None:
+    save(from_proto(matmul_model()), out / "m.onnx")
+    assert (out / "m.onnx").read_bytes() == matmul_model().SerializeToString()
+
+
+@pytest.mark.parametrize("how", ["missing", "failing", "stopping", "partial"])
+def test_without_help_of_the_kernel(how: str, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = getattr(os, "copy_file_range", None)
+
+    def failing(*_: object) -> int:
+        raise OSError(errno.EXDEV, "not between these")
+
+    def partial(src: int, dst: int, count: int, offset: int) -> int:
+        if real is None:
+            return 0
+        calls.append(count)
+        return real(src, dst, min(count, 1000), offset) if len(calls) % 3 else 0
+
+    calls: list[int] = []
+    if how == "missing":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    else:
+        replacement = {"failing": failing, "stopping": lambda *_: 0, "partial": partial}[how]
+        monkeypatch.setattr(os, "copy_file_range", replacement, raising=False)
+    monkeypatch.setattr(save_module, "_CHUNK_NBYTES", 777)
+    model, expected = edited(source)
+    save(model, out / "m.onnx")
+    assert (out / "m.onnx").read_bytes() == expected.SerializeToString()
+    save(load(source), out / "n.onnx")
+    assert (out / "n.onnx").read_bytes() == source.read_bytes()
+
+
+def test_external_data_goes_to_a_data_file(external_source: Path, out: Path) -> None:
+    model, expected = edited(external_source)
+    save(model, out / "n.onnx")
+    assert sorted(os.listdir(out)) == ["n.onnx", "n.onnx.data"]
+    written = onnx.load(out / "n.onnx", load_external_data=False)
+    places = {}
+    for tensor in written.graph.initializer:
+        places[tensor.name] = {entry.key: entry.value for entry in tensor.external_data}
+    assert places["bias"] == {}  # small
+    for name in ("w0", "w1"):
+        offset = int(places[name].pop("offset"))
+        assert offset % 4096 == 0
+        assert places[name] == {"location": "n.onnx.data", "length": "6400"}
+    onnx.checker.check_model(str(out / "n.onnx"), full_check=True)
+    whole = onnx.load(out / "n.onnx")
+    for tensor in whole.graph.initializer:
+        tensor.ClearField("data_location")
+    for branch in whole.graph.node[5].attribute:
+        for tensor in branch.g.initializer:
+            tensor.ClearField("data_location")
+    assert whole == expected
+    again = load(out / "n.onnx")
+    assert again.has_external_data
+    check(again)
+    assert again.materialize() == expected
+
+
+def test_a_model_past_two_gib_gets_a_data_file(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save_module.wire, "LENGTH_LIMIT", 20000)
+    model, expected = edited(source)
+    save(model, out / "m.onnx")
+    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+    # a Constant cannot be kept outside by every runtime, so it stays
+    inline = onnx.load(out / "m.onnx", load_external_data=False).graph.node[0].attribute[0].t
+    assert inline.HasField("raw_data")
+    monkeypatch.undo()
+    assert load(out / "m.onnx").materialize() == expected
+
+
+def test_a_model_past_two_gib_without_initializers_is_refused(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(save_module.wire, "LENGTH_LIMIT", 5000)
+    with pytest.raises(OutputError, match="2 GiB"):
+        save(edited(source)[0], out / "m.onnx")
+    assert snapshot(out) == {}
+
+
+def test_data_past_four_gib_is_reached(tmp_path, out: Path) -> None:
+    with (tmp_path / "data").open("wb") as file:
+        file.truncate(5 << 30)  # a hole: takes no space
+        file.seek(-4, os.SEEK_END)
+        file.write(b"last")
+    proto = oh.make_model(oh.make_graph([], "g", [], []))
+    weight = proto.graph.initializer.add(name="w", dims=[4096], data_type=1, data_location=1)
+    weight.external_data.add(key="location", value="data")
+    weight.external_data.add(key="offset", value=str((5 << 30) - 16384))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = load(tmp_path / "m.onnx")
+    save(model, out / "m.onnx")
+    assert (out / "m.onnx.data").read_bytes()[-4:] == b"last"
+    assert (out / "m.onnx.data").stat().st_size == 16384
+
+
+def test_many_data_files_need_one_handle_at_a_time(tmp_path, out: Path) -> None:
+    proto = oh.make_model(oh.make_graph([], "g", [], []))
+    for index in range(300):
+        proto.graph.initializer.append(onh.from_array(np.full(300, index, np.float32), f"w{index}"))
+    expected = proto.SerializeToString()
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    model = load(tmp_path / "m.onnx")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        save(model, out / "m.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert load(out / "m.onnx").materialize().SerializeToString() == expected
+
+
+# --- where it may be written ----------------------------------------------------------------------------------------
+
+
+def refusal(model: OnnxModel, path: Path, words: str) -> OutputError:
+    with pytest.raises(OutputError, match=words) as caught:
+        save(model, path)
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_missing_folder(source: Path, tmp_path) -> None:
+    error = refusal(load(source), tmp_path / "gone" / "m.onnx", "does not exist")
+    assert error.hint
+
+
+def test_a_folder_that_is_a_file(source: Path) -> None:
+    refusal(load(source), source / "m.onnx", "does not exist")
+
+
+def test_a_destination_that_is_a_folder(source: Path, out: Path) -> None:
+    (out / "m.onnx").mkdir()
+    refusal(load(source), out / "m.onnx", "is a folder")
+    refusal(load(source), out, "is a folder")
+
+
+def test_special_files(source: Path, out: Path) -> None:
+    refusal(load(source), Path(os.devnull), "not a regular file")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(out / "m.onnx")
+        refusal(load(source), out / "m.onnx", "not a regular file")
+
+
+def test_a_wrong_extension(source: Path, out: Path) -> None:
+    refusal(load(source), out / "m.pt", "does not end in .onnx")
+    refusal(load(source), out / "m", "does not end in .onnx")
+
+
+def test_a_write_protected_file(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "m.onnx").write_bytes(b"old")
+    (out / "m.onnx").chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o222))  # root may write
+    refusal(load(source), out / "m.onnx", "write-protected")
+    assert snapshot(out) == {"m.onnx": b"old"}
+
+
+def test_a_folder_that_cannot_be_written_to(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    refusal(load(source), out / "m.onnx", "cannot be written to: Permission denied")
+
+
+def test_a_folder_in_the_way_of_the_data_file(external_source: Path, out: Path) -> None:
+    (out / "m.onnx.data").mkdir()
+    (out / "m.onnx.data" / "precious").write_bytes(b"1")
+    refusal(load(external_source), out / "m.onnx", "m.onnx.data is a folder")
+    assert snapshot(out) == {"m.onnx.data/precious": b"1"}
+
+
+@pytest.mark.parametrize("how", ["same", "dotted", "symlink", "hard link", "linked folder"])
+def test_the_input_is_not_replaced_unless_forced(how: str, source: Path, out: Path) -> None:
+    path = {
+        "same": source,
+        "dotted": source.parent / ".." / source.parent.name / source.name,
+        "symlink": out / "m.onnx",
+        "hard link": out / "m.onnx",
+        "linked folder": out / "link" / "m.onnx",
+    }[how]
+    if how == "symlink":
+        path.symlink_to(source)
+    elif how == "hard link":
+        path.hardlink_to(source)
+    elif how == "linked folder":
+        (out / "link").symlink_to(source.parent)
+    before = source.read_bytes()
+    model, expected = edited(source)
+    error = refusal(model, path, "is what the model was read from")
+    assert "--force" in error.hint
+    assert source.read_bytes() == before
+    save(model, path, force=True)
+    assert path.read_bytes() == expected.SerializeToString()
+    assert (source.read_bytes() == before) is (how == "hard link")
+
+
+def test_the_data_of_the_input_is_not_replaced_unless_forced(external_source: Path) -> None:
+    # another model of the same folder, whose data file would be the one that the input reads
+    other = external_source.with_name("other.onnx")
+    external_source.rename(other)
+    model = load(other)
+    before = snapshot(other.parent)
+    refusal(model, other.with_name("m.onnx"), "m.onnx.data is what the model was read from")
+    assert snapshot(other.parent) == before
+    save(model, other.with_name("m.onnx"), force=True)
+    assert load(other.with_name("m.onnx")).materialize() == matmul_model()
+
+
+def test_in_place_with_external_data(external_source: Path) -> None:
+    model, expected = edited(external_source)
+    save(model, external_source, force=True)
+    assert sorted(os.listdir(external_source.parent)) == ["m.onnx", "m.onnx.data"]
+    assert load(external_source).materialize() == expected
+
+
+def test_a_link_is_written_through(source: Path, out: Path) -> None:
+    (out / "real.onnx").write_bytes(b"old")
+    (out / "link.onnx").symlink_to("real.onnx")
+    (out / "dangling.onnx").symlink_to("new.onnx")
+    model, expected = edited(source)
+    save(model, out / "link.onnx")
+    save(model, out / "dangling.onnx")
+    assert (out / "link.onnx").is_symlink()
+    assert (out / "dangling.onnx").is_symlink()
+    for name in ("real.onnx", "new.onnx"):
+        assert (out / name).read_bytes() == expected.SerializeToString()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o755])
+def test_the_mode_of_a_replaced_file_is_kept(mode: int, external_source: Path, out: Path) -> None:
+    for name in ("m.onnx", "m.onnx.data"):
+        (out / name).write_bytes(b"old")
+        (out / name).chmod(mode)
+    save(load(external_source), out / "m.onnx")
+    for name in ("m.onnx", "m.onnx.data"):
+        assert stat.S_IMODE((out / name).stat().st_mode) == mode
+
+
+def test_a_new_file_gets_the_usual_mode(source: Path, out: Path) -> None:
+    (out / "usual").write_bytes(b"")
+    save(edited(source)[0], out / "m.onnx")
+    assert (out / "m.onnx").stat().st_mode == (out / "usual").stat().st_mode
+
+
+# --- all or nothing -------------------------------------------------------------------------------------------------
+
+
+def old_files(out: Path) -> dict[str, bytes]:
+    (out / "m.onnx").write_bytes(b"old model")
+    (out / "m.onnx.data").write_bytes(b"old data")
+    return snapshot(out)
+
+
+def test_a_staged_model_is_complete_and_goes_if_not_committed(source: Path, out: Path) -> None:
+    before = old_files(out)
+    model, expected = edited(source)
+    with stage(model, out / "m.onnx") as staged:
+        assert staged.path.suffix == ".onnx"
+        assert staged.path.parent.parent == out
+        assert onnx.load(staged.path) == expected
+        assert (out / "m.onnx").read_bytes() == b"old model"
+    assert snapshot(out) == before
+    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+
+
+def test_a_staged_model_finds_its_external_data(external_source: Path, out: Path) -> None:
+    model, expected = edited(external_source)
+    with stage(model, out / "m.onnx") as staged:
+        assert load(staged.path).materialize() == expected
+        onnx.load(staged.path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
+def test_leaving_by_an_exception_leaves_nothing(error: type[BaseException], source: Path, out: Path) -> None:
+    before = old_files(out)
+    with pytest.raises(error), stage(edited(source)[0], out / "m.onnx"):
+        raise error
+    assert snapshot(out) == before
+    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, MemoryError])
+@pytest.mark.parametrize("fixture", ["source", "external_source"])
+def test_a_computation_that_fails_leaves_nothing(
+    error: type[BaseException], fixture: str, out: Path, request: pytest.FixtureRequest
+) -> None:
+    model = load(request.getfixturevalue(fixture))
+    before = old_files(out)
+
+    def compute() -> np.ndarray:
+        assert len(list(out.iterdir())) == 3  # in the middle of writing
+        raise error
+
+    model.proto.graph.initializer[1].CopyFrom(model.store.defer("w1", [40, 40], 1, compute))
+    with pytest.raises(error):
+        save(model, out / "m.onnx")
+    assert snapshot(out) == before
+    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+
+
+def test_a_full_disk_leaves_nothing(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = old_files(out)
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails, as on a full disk
+    model = edited(source)[0]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"):
+            save(model, out / "m.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert snapshot(out) == before
+    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+
+
+def failing_replace(fails_at: int, error: BaseException) -> Callable[[object, object], None]:
+    """os.replace that fails at one call."""
+    real = os.replace
+    calls = []
+
+    def replace(source, target) -> None:
+        calls.append(target)
+        if len(calls) == fails_at:
+            raise error
+        real(source, target)
+
+    return replace
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize("with_old_data", [True, False])
+def test_renaming_moves_both_files_or_none(
+    fails_at: int, with_old_data: bool, external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = old_files(out)
+    if not with_old_data:
+        (out / "m.onnx.data").unlink()
+        del before["m.onnx.data"]
+        fails_at = min(fails_at, 2)
+    model = edited(external_source)[0]
+    monkeypatch.setattr(save_module.os, "replace", failing_replace(fails_at, PermissionError(errno.EACCES, "in use")))
+    with pytest.raises(OutputError, match=r"m\.onnx cannot be replaced: in use"):
+        save(model, out / "m.onnx")
+    assert snapshot(out) == before
+    assert sorted(os.listdir(out)) == sorted(before)
+
+
+def test_interrupted_renaming_puts_the_old_data_back(
+    external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = old_files(out)
+    monkeypatch.setattr(save_module.os, "replace", failing_replace(3, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save(edited(external_source)[0], out / "m.onnx")
+    assert snapshot(out) == before
+
+
+def test_old_data_that_cannot_be_put_back_is_kept(
+    external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old_files(out)
+    real = os.replace
+
+    def replace(source, target) -> None:
+        if Path(source).name != "m.onnx.data" or Path(source).parent != out:
+            raise PermissionError(errno.EACCES, "in use")
+        real(source, target)
+
+    monkeypatch.setattr(save_module.os, "replace", replace)
+    with pytest.raises(OutputError, match="The old data file is") as caught:
+        save(edited(external_source)[0], out / "m.onnx")
+    kept = Path(str(caught.value).split("The old data file is ")[1].rstrip("."))
+    assert kept.read_bytes() == b"old data"
+
+
+def damage(staged: Staged, how: str) -> None:
+    data = staged.path.read_bytes()
+    if how == "truncated":
+        staged.path.write_bytes(data[:-1])
+    elif how == "longer":
+        staged.path.write_bytes(data + b"\x12\x01x")
+    elif how == "gone":
+        staged.path.unlink()
+    elif how == "another model":
+        proto = onnx.ModelProto.FromString(data)
+        proto.graph.doc_string = "x" * 2000
+        missing = proto.graph.initializer.pop()
+        proto.graph.doc_string = "x" * (len(data) - proto.ByteSize() + 2000)
+        assert missing.name
+        staged.path.write_bytes(proto.SerializeToString())
+        assert staged.path.stat().st_size == len(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "longer", "gone", "another model"])
+def test_what_does_not_read_back_is_not_committed(how: str, source: Path, out: Path) -> None:
+    before = old_files(out)
+    with stage(edited(source)[0], out / "m.onnx") as staged:
+        damage(staged, how)
+        with pytest.raises(OutputError, match="does not read back"):
+            staged.commit()
+    assert snapshot(out) == before
+
+
+def test_truncated_data_does_not_read_back(external_source: Path, out: Path) -> None:
+    before = old_files(out)
+    with stage(edited(external_source)[0], out / "m.onnx") as staged:
+        data = staged.path.with_name("m.onnx.data")
+        data.write_bytes(data.read_bytes()[:-1])
+        with pytest.raises(OutputError, match="does not read back"):
+            staged.commit()
+    assert snapshot(out) == before
+
+
+def test_a_source_that_is_cut_while_writing_leaves_nothing(source: Path, out: Path) -> None:
+    before = old_files(out)
+    model = load(source)
+
+    def compute() -> np.ndarray:
+        os.truncate(source, 100)
+        return weights(40, 40)
+
+    model.proto.graph.initializer[0].CopyFrom(model.store.defer("w0", [40, 40], 1, compute))
+    with pytest.raises(ModelLoadError, match="ends at byte"):
+        save(model, out / "m.onnx")
+    assert snapshot(out) == before

@@ -1,0 +1,33 @@
+"""Random modules: whatever the fold makes of them computes the same, and the module itself is as it was."""
+
+import pytest
+from torch_modules import fold, inputs, run
+from torch_random_modules import module_of_seed
+
+import bnfold
+from bnfold.torch.capture.export import quiet
+
+EXAMPLE = inputs((2, 4, 5, 4), seed=3)
+
+
+def check_seed(seed: int) -> int:
+    module = module_of_seed(seed)
+    try:
+        run(module, EXAMPLE)
+    except RuntimeError:
+        return 0
+    with quiet():
+        result = fold(module, EXAMPLE)
+        if seed % 5 == 0:
+            assert not bnfold.fold(result.model, EXAMPLE).changed
+    return len(result.plan.folds)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_modules(seed: int) -> None:
+    check_seed(seed)
+
+
+@pytest.mark.slow
+def test_many_random_modules() -> None:
+    assert sum(map(check_seed, range(100, 250))) > 100

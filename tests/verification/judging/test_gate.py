@@ -1,0 +1,121 @@
+"""The arithmetic of the outputs gate, on evidence written by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bnfold.report import Verdict
+from bnfold.verification.judging.gate import Evidence, deserves_more_draws, judge
+from bnfold.verification.judging.metrics import compare, within_tolerance
+from bnfold.verification.judging.noise import Shift
+
+
+def evidence(differences, noises, *, signal=1.0, **options):
+    """Samples of one float32 number each: `differences` a sample, `noises` a draw of the same for every sample."""
+    original = np.array([signal], np.float64).astype(np.float32)
+    comparisons = [compare(original, (original + difference).astype(np.float32)) for difference in differences]
+    shifts = [[Shift(noise, changed=False)] * len(differences) for noise in noises]
+    return Evidence("y", comparisons, shifts, **options)
+
+
+STEP = 2.0**-20
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"), [(0, Verdict.PASS), (1, Verdict.PASS), (4, Verdict.PASS), (5, Verdict.FAIL)]
+)
+def test_the_limit_is_four_times_the_median_of_the_noise(times, verdict):
+    output = judge(evidence([times * STEP] * 2, [0.0, STEP, STEP, 50 * STEP]))
+    assert output.noise_ratio == times
+    assert output.verdict is verdict
+
+
+def test_no_output_is_asked_to_be_closer_than_a_rounding_of_itself():
+    unit = 2.0**-24
+    assert judge(evidence([2 * unit], [unit / 100] * 4)).noise_ratio == 2
+    assert judge(evidence([64 * unit], [unit / 100] * 4)).verdict is Verdict.FAIL
+
+
+def test_samples_count_together():
+    output = judge(evidence([3 * STEP, 4 * STEP], [STEP] * 4))
+    assert output.noise_ratio == pytest.approx(math.sqrt(12.5))
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.1, Verdict.PASS), (0.11, Verdict.INCONCLUSIVE)])
+def test_noise_above_a_tenth_of_the_signal_says_nothing(share, verdict):
+    assert judge(evidence([0.0], [share] * 4)).verdict is verdict
+
+
+def test_zero_against_zero_is_no_difference_and_against_more_is_one():
+    quiet = evidence([0.0], [0.0], signal=0.0, has_parameters=False)
+    assert judge(quiet).verdict is Verdict.PASS
+    assert judge(quiet).noise_ratio == 0
+    loud = judge(evidence([1.0], [0.0] * 4, signal=0.0))
+    assert loud.verdict is Verdict.FAIL
+    assert "is zero in the original" in loud.reason
+
+
+def test_only_a_ratio_near_the_limit_asks_for_more_draws():
+    ratios = {1.9: False, 3.0: True, 30.0: True, 1000.0: False}
+    for ratio, close in ratios.items():
+        assert deserves_more_draws(judge(evidence([ratio * STEP] * 4, [STEP] * 4))) is close
+    assert deserves_more_draws(judge(evidence([0.0], [0.0] * 4)))
+
+
+def test_changes_are_excused_by_noise_that_makes_them_too():
+    labels = compare(np.array([1, 2]), np.array([1, 3]))
+    still, flips = Shift(0.0, changed=False), Shift(0.0, changed=True)
+    assert judge(Evidence("y", [labels], [[still], [still]])).verdict is Verdict.FAIL
+    assert judge(Evidence("y", [labels], [[still], [flips]])).verdict is Verdict.INCONCLUSIVE
+    same = compare(np.array([1, 2]), np.array([1, 2]))
+    assert judge(Evidence("y", [same], [[flips]])).verdict is Verdict.PASS
+
+
+def test_a_shape_that_noise_changes_is_inconclusive():
+    same = compare(np.ones(3, np.float32), np.ones(3, np.float32))
+    output = judge(Evidence("y", [same], [[Shift(0.1, changed=True)]]))
+    assert output.verdict is Verdict.INCONCLUSIVE
+    assert "changes the shape" in output.reason
+
+
+def test_noise_that_could_not_be_measured_is_never_a_pass():
+    same = compare(np.ones(3, np.float32), np.ones(3, np.float32))
+    output = judge(Evidence("y", [same], noise_failure="no kernel"))
+    assert output.verdict is Verdict.INCONCLUSIVE
+    assert "no kernel" in output.reason
+
+
+def test_empty_outputs_compare_nothing():
+    empty = compare(np.ones((0, 4), np.float32), np.ones((0, 4), np.float32))
+    output = judge(Evidence("boxes", [empty], [[Shift(0.0, changed=False)]]))
+    assert output.verdict is Verdict.INCONCLUSIVE
+    assert "empty throughout" in output.reason
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "close"),
+    [
+        (1.0, 1.0 + 1e-3, False),
+        (1.0, 1.0 + 1e-5, True),
+        (np.nan, np.nan, True),
+        (np.nan, 1.0, False),
+        (np.inf, np.inf, True),
+        (np.inf, -np.inf, False),
+    ],
+)
+def test_tolerances(first, second, close):
+    assert within_tolerance(np.array([first]), np.array([second]), 1e-4, 0.0) is close
+
+
+def test_structures_are_compared_by_value():
+    first = [{"a": 1.0}, np.array([1.0, np.nan])]
+    assert compare(first, [{"a": 1.0}, np.array([1.0, np.nan])]).change == ""
+    assert compare(first, [{"a": 2.0}, np.array([1.0, np.nan])]).change
+    assert compare(first, [{"a": 1.0}, np.array([1.0, 2.0])]).change
+
+
+def test_rows_agree_where_their_largest_elements_do():
+    first = np.array([[1, 2, 3], [3, 2, 1]], np.float32)
+    second = np.array([[1, 2, 3], [1, 2, 3]], np.float32)
+    assert judge(Evidence("y", [compare(first, second)], [[Shift(1e-9, changed=False)]])).top1_agreement == 0.5
