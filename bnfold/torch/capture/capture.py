@@ -1,7 +1,7 @@
 """Everything that can be captured of a module: one program, or, where torch.export refuses it, those of its parts."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -19,10 +19,12 @@ class Piece:
     Attributes:
         path: The path of the part, "" for the whole.
         program: What it does with one kind of inputs.
+        inputs: In words, those of the example; empty for the first.
     """
 
     path: str
     program: ExportedProgram
+    inputs: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,20 @@ class Capture:
     def reason(self) -> str:
         """What torch.export said, all of it."""
         return "; ".join(dict.fromkeys(self.refusals.values()))
+
+    def joined(self, other: "Capture", inputs: str) -> "Capture":
+        """What was captured of a module, with what was captured of it with other inputs.
+
+        Args:
+            other: The second capture.
+            inputs: In words, its inputs.
+        """
+        return Capture(
+            (*self.pieces, *(replace(piece, inputs=inputs) for piece in other.pieces)),
+            {**other.refusals, **self.refusals},
+            {**other.callers, **self.callers},
+            self.read_outside | other.read_outside,
+        )
 
 
 def capture(

@@ -10,7 +10,10 @@ from torch import nn
 from bnfold.errors import UsageError
 
 ExampleInputs = Sequence[object] | Mapping[str, object]
-"""A tuple of positional inputs, a dict of named ones, or (args, kwargs)."""
+"""A tuple of positional inputs, a dict of named ones, or (args, kwargs); where it says so, a list of such examples."""
+
+Call = tuple[tuple[object, ...], dict[str, object]]
+"""Positional and named inputs."""
 
 DynamicShapes = Mapping[str, object] | Sequence[object]
 """Which dimensions vary, as torch.export.export takes it."""
@@ -18,7 +21,21 @@ DynamicShapes = Mapping[str, object] | Sequence[object]
 _FORMS = "Give a tuple of tensors, a dict of named ones, or (args, kwargs)."
 
 
-def split_inputs(example: ExampleInputs) -> tuple[tuple[object, ...], dict[str, object]]:
+def split_examples(examples: ExampleInputs) -> list[Call]:
+    """The positional and the named inputs of each example.
+
+    Args:
+        examples: One example, or a list of examples, each a tuple or a dict.
+
+    Raises:
+        UsageError: It is nothing of this.
+    """
+    if type(examples) is list and examples and all(type(item) is tuple or _is_named(item) for item in examples):
+        return [split_inputs(example) for example in examples]
+    return [split_inputs(examples)]
+
+
+def split_inputs(example: ExampleInputs) -> Call:
     """The positional and the named inputs of an example.
 
     Args:

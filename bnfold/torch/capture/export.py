@@ -2,6 +2,7 @@
 
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -11,12 +12,16 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from bnfold.torch.capture.example_inputs import DynamicShapes
+from bnfold.torch.capture.kept_state import kept
 
 _FIXES = "Suggested fixes:"
 """Behind this torch.export says what the sizes have to be that were to vary."""
 
 _GUARD_DETAILS = " (unhinted:"
 """From here on torch.export repeats itself in other symbols."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""torch.export is not re-entrant, and what is silenced here belongs to the whole process."""
 
 Arguments = tuple[tuple[object, ...], Mapping[str, object]]
 
@@ -41,7 +46,7 @@ def trace(
     must_record: Collection[str] = (),
     may_record: Collection[str] = (),
 ) -> ExportedProgram:
-    """Exports a module as it is, without gradients.
+    """Exports a module as it is, without gradients; what its code keeps on it is put back.
 
     Args:
         module: What to export.
@@ -61,7 +66,7 @@ def trace(
     first, second = tuple({*must_record, *may_record}), tuple(must_record)
     for recorded in (first, second) if len(first) > len(second) else (first,):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), kept(module), torch.no_grad():
                 return torch.export.export(
                     module,
                     args,
@@ -87,7 +92,13 @@ def first_line(error: BaseException | None) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps torch from warning, logging, and writing half-made graphs to stderr."""
+    """Keeps torch from warning, logging, and writing half-made graphs to stderr; one thread at a time."""
+    with _ONE_AT_A_TIME, _silenced():
+        yield
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     named = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
     loggers = [logger for logger in named if not logger.disabled]
     for logger in loggers:

@@ -28,7 +28,7 @@ _MUTATIONS = frozenset({OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATIO
 __all__ = ["Handle", "Scope", "lift"]
 
 
-def lift(program: ExportedProgram, graph: Graph | None = None, prefix: str = "") -> Graph:
+def lift(program: ExportedProgram, graph: Graph | None = None, prefix: str = "", inputs: str = "") -> Graph:
     """Lifts a program.
 
     Args:
@@ -36,6 +36,7 @@ def lift(program: ExportedProgram, graph: Graph | None = None, prefix: str = "")
         graph: Where its nodes are added; a new graph if None.
         prefix: For a program that is a part of a module: the path of the part, which names of modules and parameters
             then begin with.
+        inputs: In words, with which inputs the program was captured, if the graph has what others do as well.
 
     Returns:
         The neutral graph. Node names are unique: the path of a module for its only batch norm or linear map, else that
@@ -51,7 +52,7 @@ def lift(program: ExportedProgram, graph: Graph | None = None, prefix: str = "")
     constants = Constants(program, program.graph, memory.variable | _written_back(program), names, prefix)
     scope = Scope(program, program.graph, constants, prefix=prefix)
     _Lifter(graph, scope, memory, names).lift()
-    give_names(graph, before)
+    give_names(graph, before, inputs)
     return graph
 
 

@@ -6,7 +6,7 @@ from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node
 from bnfold.torch.lift.provenance import Handle
 
 
-def give_names(graph: Graph, start: int) -> None:
+def give_names(graph: Graph, start: int, inputs: str = "") -> None:
     """Names the nodes of a graph, uniquely.
 
     A batch norm or a linear map that is the only one of its module has the path of the module; everything else that
@@ -15,6 +15,7 @@ def give_names(graph: Graph, start: int) -> None:
     Args:
         graph: The graph.
         start: The position of the first node that has no name of its own yet.
+        inputs: What names that are taken have in brackets.
     """
     taken = {node.name for node in graph.nodes[:start]}
     calls: dict[str, str | None] = {}
@@ -30,7 +31,9 @@ def give_names(graph: Graph, start: int) -> None:
             name = _long_name(node.handle)
             module, call = node.handle.module, node.handle.call
             if _is_layer(node) and module and calls[module] == call and count[module, call] == 1:
-                name = module if module not in taken else name
+                name = module if inputs or module not in taken else name
+        if inputs and name in taken:
+            name = f"{name} ({inputs})"
         node.name = name
         while node.name in taken:
             numbers[name] += 1

@@ -6,7 +6,8 @@ holds it, in whatever list or closure, holds the new one.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Array
 from bnfold.planning.plan import Plan
 from bnfold.torch.capture.copying import copy_with
@@ -33,10 +35,12 @@ class Write:
     Attributes:
         places: The paths of the modules that have it, each with its name there.
         compute: Gives the values.
+        exact: Gives them in float64, before they are rounded.
     """
 
     places: tuple[tuple[str, str], ...]
     compute: Callable[[], Array]
+    exact: Callable[[], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,20 @@ class Edits:
     computed: tuple[Write, ...]
     removed: Mapping[str, tuple[str, ...]]
 
+    @property
+    def changes(self) -> bool:
+        """Whether there are any."""
+        return bool(self.writes or self.added or self.computed or self.removed)
+
+    @property
+    def exact(self) -> "Edits":
+        """The same with values that are not rounded, for a module in float64."""
+        writes, added, computed = (
+            tuple(replace(write, compute=write.exact) for write in each)
+            for each in (self.writes, self.added, self.computed)
+        )
+        return Edits(writes, added, computed, self.removed)
+
 
 def edits_of(plan: Plan, constraints: Constraints, module: nn.Module, paths: Mapping[nn.Module, str]) -> Edits:
     """What a plan means for a module.
@@ -72,14 +90,16 @@ def edits_of(plan: Plan, constraints: Constraints, module: nn.Module, paths: Map
         home = constraints.homes[node]
         # A bias depends on the weight as it was, so it is computed before anything is written.
         bias = folding.bias()
-        new = (
-            [(home.weight, folding.weight)] if bias is None else [(home.weight, folding.weight), (home.bias, bias.copy)]
-        )
-        for kept, compute in new:
+        new: list[tuple[Group | Computed | None, Callable[[], Array], Callable[[], Array]]] = [
+            (home.weight, folding.weight, folding.exact_weight)
+        ]
+        if bias is not None:
+            new.append((home.bias, bias.copy, partial(_exact_bias, folding)))
+        for kept, compute, exact in new:
             match kept:
                 case Computed():
                     place = (paths[kept.module], kept.name)
-                    computed[place] = Write((place,), compute)
+                    computed[place] = Write((place,), compute, exact)
                 case Group():
                     here = tuple(
                         (slot.path, slot.name)
@@ -87,15 +107,23 @@ def edits_of(plan: Plan, constraints: Constraints, module: nn.Module, paths: Map
                         if _tensor(module, slot.path, slot.name) is not None
                     )
                     if here:
-                        writes[kept] = Write(here, compute)
+                        writes[kept] = Write(here, compute, exact)
                     elif compute().any():
-                        added[kept.slots[0].path] = Write(((kept.slots[0].path, kept.slots[0].name),), compute)
+                        slot = kept.slots[0]
+                        added[slot.path] = Write(((slot.path, slot.name),), compute, exact)
                 case None:
                     assert home.owner is not None  # a constraint
-                    added[paths[home.owner]] = Write(((paths[home.owner], "bias"),), compute)
+                    path = paths[home.owner]
+                    added[path] = Write(((path, "bias"),), compute, exact)
     gone = [constraints.removals[step.source] for step in plan.steps]
     removed = {paths[removal.module]: removal.remains for removal in gone}
     return Edits(tuple(writes.values()), tuple(added.values()), tuple(computed.values()), removed)
+
+
+def _exact_bias(folding: Folding) -> Array:
+    bias = folding.exact_bias()
+    assert bias is not None  # there is a rounded one
+    return bias
 
 
 def apply_module(module: ModuleT, edits: Edits, *, inplace: bool) -> ModuleT:

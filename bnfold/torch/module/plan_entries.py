@@ -4,16 +4,17 @@ A function that normalises with the parameters of a batch norm module stands for
 branch of torch.cond, where torch.export does not say which module it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnfold.graph import AffineNode, Graph, Kind
+from bnfold.graph import AffineNode, Graph, Kind, Node
 from bnfold.planning.plan import Fold, Left, Plan
 from bnfold.reasons import StopCode
+from bnfold.torch.lift.provenance import Handle
 from bnfold.torch.module.module_calls import Traces, handle
 from bnfold.torch.module.removal import ONLY_A_GRAPH
 from bnfold.torch.module.tensor_slots import Readers, Slots
@@ -46,16 +47,28 @@ def name_like_modules(graph: Graph, modules: Mapping[AffineNode, nn.Module], pat
             taken.add(path)
 
 
-def one_entry_a_module(plan: Plan, modules: Mapping[AffineNode, nn.Module]) -> Plan:
+def one_entry_a_module(
+    plan: Plan, affines: Iterable[AffineNode], modules: Mapping[AffineNode, nn.Module], later: Collection[Node]
+) -> Plan:
     """A plan in which the calls of a batch norm module are one entry, under the name of the first.
 
     All of them are folded, or none is.
+
+    Args:
+        plan: The plan.
+        affines: The affines that it is about.
+        modules: The module that each batch norm is, where it is one.
+        later: The nodes of examples other than the first, where most are met once more.
     """
-    keys = {node.name: module for node, module in modules.items()}
+    keys: dict[str, object] = {}
+    for node in affines:
+        place = (handle(node).module, handle(node).node.name) if isinstance(node.handle, Handle) else node.name
+        keys[node.name] = modules.get(node, place)
+    again = {node.name for node in later}
     return replace(
         plan,
-        folds=_joined(plan.folds, keys, _join_folds),
-        left=_joined(plan.left, keys, lambda first, _: first),
+        folds=_joined(plan.folds, keys, lambda first, other: _join_folds(first, other, again)),
+        left=_joined(plan.left, keys, _join_left),
     )
 
 
@@ -96,6 +109,15 @@ def _joined(
     return tuple(found.values())
 
 
-def _join_folds(first: Fold, other: Fold) -> Fold:
+def _join_folds(first: Fold, other: Fold, again: Collection[str]) -> Fold:
+    if other.nodes[0] in again:
+        return first
     path, targets = dict.fromkeys(first.path + other.path), dict.fromkeys(first.targets + other.targets)
     return replace(first, path=tuple(path), targets=tuple(targets))
+
+
+def _join_left(first: Left, other: Left) -> Left:
+    """The entry of the first call; if that stays only because another does, for the reason of the other."""
+    if f"'{other.nodes[-1]}'" not in first.reason:
+        return first
+    return replace(first, code=other.code, reason=f"of its call '{other.nodes[-1]}': {other.reason}")

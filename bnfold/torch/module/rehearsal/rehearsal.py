@@ -161,5 +161,5 @@ def _without_values(edits: Edits, module: nn.Module) -> Edits:
         ((path, name),) = write.places
         return lambda: np.array(to_numpy(getattr(module.get_submodule(path), name).detach()))
 
-    computed = tuple(Write(write.places, present(write)) for write in edits.computed)
+    computed = tuple(Write(write.places, present(write), present(write)) for write in edits.computed)
     return Edits(edits.writes, edits.added, computed, edits.removed)

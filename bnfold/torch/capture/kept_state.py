@@ -1,0 +1,70 @@
+"""What code keeps on modules while it runs, put back.
+
+A module may remember something of its inputs: a grid of their size, a list of what it has seen. While torch.export
+follows it, that is a tensor without values, which the next run would take for a real one.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+_Containers = dict[int, tuple[object, object]]
+"""Containers by their id, each with a copy of what was in it."""
+
+
+@contextmanager
+def kept(module: nn.Module) -> Iterator[None]:
+    """Puts the attributes of a module and of those inside of it back to what they were, and what is in containers."""
+    found: _Containers = {}
+    for child in module.modules():
+        _remember(vars(child), found)
+    try:
+        yield
+    finally:
+        for container, before in found.values():
+            _put_back(container, before)
+
+
+def _remember(value: object, found: _Containers) -> None:
+    if id(value) in found:
+        return
+    inside: list[object] = []
+    match value:
+        case dict():
+            found[id(value)] = (value, dict(value))
+            inside = [*value.values()]
+        case list() | deque():
+            found[id(value)] = (value, [*value])
+            inside = [*value]
+        case set():
+            found[id(value)] = (value, {*value})
+        case tuple():
+            inside = [*value]
+        case _:
+            pass
+    for item in inside:
+        _remember(item, found)
+
+
+def _put_back(container: object, before: object) -> None:
+    match container, before:
+        case dict(), dict():
+            if [*container] != [*before] or not _are_same([*container.values()], [*before.values()]):
+                container.clear()
+                container.update(before)
+        case ((list() | deque()), list()):
+            if not _are_same([*container], before):
+                container.clear()
+                container.extend(before)
+        case set(), set():
+            container.clear()
+            container.update(before)
+        case _:
+            pass
+
+
+def _are_same(now: list[object], before: list[object]) -> bool:
+    """Whether the same objects are there, in the same order."""
+    return len(now) == len(before) and all(new is old for new, old in zip(now, before, strict=True))

@@ -1,0 +1,158 @@
+"""Whether a fold computes what its module does with other sizes of the inputs than the example has.
+
+A graph is what the code does with one example. With another size the code may take another branch, or pad where it
+padded nothing, without a trace in the graph. So module and fold are both run with a few other sizes that the module
+can be called with: first in the element types that they have, and where rounding may be what differs, in float64, with
+weights that were not rounded. A size at which they differ is one more example to be captured.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bnfold.torch.capture.copying import copy_with, shadow
+from bnfold.torch.capture.eager_run import undisturbed
+from bnfold.torch.capture.export import Arguments
+from bnfold.torch.capture.returned_values import leaves
+from bnfold.torch.module.apply import Edits, apply_module
+from bnfold.torch.module.trials.resizing import Shapes, has_batch_of, larger, other_batch, shapes, smaller
+
+_SAME = 64
+"""Results that differ by no more than so many units of rounding, relative to the largest element, are the same."""
+
+_ABOVE_NOISE = 16
+"""By how many times a size has to differ more than the example does, or than units of rounding."""
+
+
+class Trials:
+    """Tries folds of one module with other sizes.
+
+    Args:
+        module: The module; copies of it are run.
+        examples: What the fold is made for.
+    """
+
+    def __init__(self, module: nn.Module, examples: Iterable[Arguments]) -> None:
+        self._module = module
+        self._examples = [*examples]
+        self._calls: list[tuple[Arguments, list[Tensor]]] | None = None
+
+    @property
+    def calls(self) -> list[tuple[Arguments, list[Tensor]]]:
+        """The calls of other sizes that the module takes, each with what it returns."""
+        if self._calls is None:
+            self._calls = []
+            known = {shapes(example) for example in self._examples}
+            for example in self._examples:
+                self._calls += self._accepted(example, known)
+        return self._calls
+
+    def differing(self, folded: nn.Module, edits: Edits) -> Arguments | None:
+        """A call with which a fold computes something else than the module; None if none was found.
+
+        Args:
+            folded: The fold; copies of it are run.
+            edits: How it was made.
+        """
+        for arguments, expected in self.calls:
+            found = _run(shadow(folded), arguments)
+            if found is None:
+                return arguments
+            distance = _distance(found, expected)
+            if distance > _rounding(expected) and self._exceeds_noise(arguments, distance, folded, edits):
+                return arguments
+        return None
+
+    def _accepted(self, example: Arguments, known: set[Shapes]) -> Iterator[tuple[Arguments, list[Tensor]]]:
+        """For each way to vary an example the first call that the module takes."""
+        batch_varies = False
+        for kind in (smaller, larger, other_batch):
+            if kind is other_batch and batch_varies:
+                return
+            found = self._first(kind(example), known)
+            if found is not None:
+                yield found
+                batch_varies |= not has_batch_of(found[0], example)
+
+    def _first(self, calls: Iterable[Arguments], known: set[Shapes]) -> tuple[Arguments, list[Tensor]] | None:
+        for arguments in calls:
+            if shapes(arguments) in known:
+                continue
+            known.add(shapes(arguments))
+            returned = _run(shadow(self._module), arguments)
+            if returned is not None:
+                return arguments, returned
+        return None
+
+    def _exceeds_noise(self, arguments: Arguments, distance: float, folded: nn.Module, edits: Edits) -> bool:
+        """Whether a call differs by more than rounding does: in float64, or where the code refuses that, as it is."""
+        wide = self._wide_distance(arguments, edits)
+        if wide is not None:
+            noise = [self._wide_distance(example, edits) or 0.0 for example in self._examples]
+            return wide > _ABOVE_NOISE * max(_SAME * torch.finfo(torch.float64).eps, *noise)
+        least = 0.0
+        for example in self._examples:
+            found, expected = (_run(shadow(module), example) for module in (folded, self._module))
+            if found is not None and expected is not None:
+                least = max(least, _distance(found, expected), _rounding(expected))
+        return distance > _ABOVE_NOISE * least
+
+    def _wide_distance(self, arguments: Arguments, edits: Edits) -> float | None:
+        """How far module and fold are from each other in float64; None where they cannot be run so."""
+        call: Arguments = pytree.tree_map_only(Tensor, _wide, arguments)
+        expected = _run(self._in_float64(), call)
+        if expected is None:
+            return None
+        found = _run(apply_module(self._in_float64(), edits.exact, inplace=True), call)
+        return None if found is None else _distance(found, expected)
+
+    def _in_float64(self) -> nn.Module:
+        tensors: dict[Tensor, Tensor] = {tensor: _wide(tensor) for tensor in self._module.buffers()}
+        for tensor in self._module.parameters():
+            tensors[tensor] = nn.Parameter(_wide(tensor), requires_grad=False)
+        return copy_with(self._module, tensors)
+
+
+def _run(module: nn.Module, arguments: Arguments) -> list[Tensor] | None:
+    """The tensors that a module returns; None if it fails."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+    with undisturbed():
+        torch.default_generator.manual_seed(0)
+        try:
+            return [leaf for leaf in leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        except Exception:  # noqa: BLE001 - whatever the code of the module raises
+            return None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    kind = torch.complex128 if tensor.is_complex() else torch.float64
+    wide = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.detach().to(kind, copy=True) if wide else tensor.detach().clone()
+
+
+def _rounding(tensors: Iterable[Tensor]) -> float:
+    """What results may differ by without further questions; nothing in element types of half the size."""
+    finest = min((torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()), default=0.0)
+    return _SAME * finest if finest <= torch.finfo(torch.float32).eps else 0.0
+
+
+def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference of two results, relative to the largest element of each tensor."""
+    if [(tensor.shape, tensor.dtype) for tensor in found] != [(tensor.shape, tensor.dtype) for tensor in expected]:
+        return float("inf")
+    return max((_difference(ours, theirs) for ours, theirs in zip(found, expected, strict=True)), default=0.0)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    kind = torch.complex128 if ours.is_complex() else torch.float64
+    mine, reference = (tensor.to_dense().to(kind) for tensor in (ours, theirs))
+    finite = reference.isfinite()
+    odd, odd_reference = (tensor[~finite].nan_to_num() for tensor in (mine, reference))
+    if not finite.equal(mine.isfinite()) or not odd.equal(odd_reference):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    largest = reference[finite].abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    return float((mine - reference)[finite].abs().max() / largest)

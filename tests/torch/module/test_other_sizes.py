@@ -1,0 +1,203 @@
+"""Modules whose code does something else with another batch or image size than with the example."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_modules import EXACT, codes, distance, fold, folded_names, inputs, is_wrong, naive, run, trained
+
+import bnfold
+from bnfold.reasons import StopCode
+from bnfold.torch.module.trials.resizing import larger, other_batch, shapes, smaller
+from bnfold.torch.module.trials.trials import Trials
+
+
+class Layers(nn.Module):
+    """A convolution, a BN and a convolution, which a function puts together."""
+
+    def __init__(self, code: Callable[["Layers", Tensor], Tensor], padding: int = 0, bias: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+        self.bn, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 3, padding=padding)
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, x)
+
+
+def pads_to_a_multiple(self: Layers, x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    return self.last(functional.pad(self.bn(self.first(x).relu()), (0, -width % 4, 0, -height % 4)))
+
+
+def pads_if_needed(self: Layers, x: Tensor) -> Tensor:
+    y = self.bn(self.first(x).relu())
+    if x.shape[-1] % 4 > 0:
+        y = functional.pad(y, (1, 4 - x.shape[-1] % 4))
+    return self.last(y)
+
+
+def pads_to_the_skip(self: Layers, x: Tensor) -> Tensor:
+    y = self.bn(functional.avg_pool2d(self.first(x).relu(), 2))
+    y = functional.interpolate(y, scale_factor=2)
+    missing = [x.shape[axis] - y.shape[axis] for axis in (3, 2)]
+    return self.last(functional.pad(y, [0, missing[0], 0, missing[1]]))
+
+
+def skips_one_row(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if x.size(0) > 1 else y).relu()
+
+
+def one_row_has_its_own(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if len(x) > 1 else self.other(y)).relu()
+
+
+def small_images_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if min(x.shape[-2:]) >= 8 else y).relu()
+
+
+def large_images_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if max(x.shape[-2:]) <= 8 else y).relu()
+
+
+def chunks_of_one_skip_it(self: Layers, x: Tensor) -> Tensor:
+    return torch.cat([self.bn(part) if len(part) > 1 else part for part in self.first(x).split(4)]).relu()
+
+
+SPECIAL = (
+    pads_to_a_multiple,
+    pads_if_needed,
+    pads_to_the_skip,
+    skips_one_row,
+    one_row_has_its_own,
+    small_images_skip_it,
+    large_images_skip_it,
+    chunks_of_one_skip_it,
+)
+OTHERS = ((1, 3, 8, 8), (2, 3, 9, 13), (5, 3, 8, 8), (1, 3, 5, 6), (3, 3, 16, 12))
+
+
+@pytest.mark.parametrize("code", SPECIAL)
+def test_what_holds_for_the_example_alone_stays(code: Callable[[Layers, Tensor], Tensor]) -> None:
+    module = trained(Layers(code))
+    example = inputs((2, 3, 8, 8))
+    result = fold(module, example)
+    assert not folded_names(result)
+    assert "inputs of" in result.plan.left[0].reason
+    for shape in OTHERS:
+        x = inputs(shape)
+        assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+def test_the_naive_fold_is_wrong_for_another_batch() -> None:
+    module = trained(Layers(skips_one_row))
+    by_example = naive(module, ("first", "bn"))
+    assert not is_wrong(module, by_example, inputs((2, 3, 8, 8)))
+    assert is_wrong(module, by_example, inputs((1, 3, 8, 8)))
+
+
+def test_what_holds_for_all_sizes_is_folded() -> None:
+    def reads_sizes(self: Layers, x: Tensor) -> Tensor:
+        y = functional.interpolate(self.bn(self.first(x)), size=x.shape[-2:])
+        y = functional.pad(y.relu(), (0, -x.shape[-1] % 4))
+        return self.other(self.last(y)) if len(x) > 1 else self.other(self.last(y[:]))
+
+    module = trained(Layers(reads_sizes))
+    result = fold(module, inputs((2, 3, 8, 8)))
+    assert folded_names(result) == ["bn", "other"]
+    assert all(" (" not in name for entry in result.plan.folds for name in (*entry.path, *entry.targets))
+    for shape in OTHERS:
+        x = inputs(shape)
+        assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+def test_only_what_differs_stays() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU())
+            self.head = Layers(skips_one_row)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x))
+
+    result = fold(trained(Net()), inputs((2, 3, 8, 8)))
+    assert folded_names(result) == ["stem.1"]
+    assert codes(result) == {"head.bn": StopCode.SHARED_WEIGHT, "head.other": StopCode.NOT_REACHED}
+
+
+def test_in_place_and_in_lower_precision() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        module = trained(Layers(pads_to_a_multiple), dtype=dtype)
+        result = bnfold.fold(module, inputs((2, 3, 8, 8), dtype=dtype), inplace=True)
+        assert not result.changed
+        good = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), dtype=dtype)
+        assert bnfold.fold(good, inputs((2, 3, 8, 8), dtype=dtype), inplace=True).changed
+
+
+def test_code_that_makes_float32_itself() -> None:
+    def makes_float32(self: Layers, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.first(x).relu())) @ torch.ones(x.shape[-1] - 2, 1)
+
+    module = trained(Layers(makes_float32), dtype=torch.float32)
+    assert folded_names(bnfold.fold(module, inputs((2, 3, 8, 8), dtype=torch.float32))) == ["bn"]
+
+
+def test_a_list_of_examples() -> None:
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norms = nn.Conv2d(3, 4, 3), nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+            self.stem, self.head = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor, domain: int = 0, features: bool = False) -> Tensor:
+            y = self.norms[domain](self.conv(self.stem(x))).relu()
+            return y if features else self.head(y)
+
+    module = trained(Switched())
+    (x,) = inputs((2, 3, 8, 8))
+    assert folded_names(fold(module, (x,))) == ["stem.1", "norms.0"]
+    examples = [(x,), {"x": x, "domain": 1}, ((x,), {"features": True})]
+    result = bnfold.fold(module, examples)
+    assert folded_names(result) == ["stem.1"]
+    assert set(codes(result).values()) == {StopCode.SHARED_WEIGHT}
+    assert "example 2" in result.plan.left[0].reason
+    for args in ((x,), (x, 1), (x, 0, True), (x, 1, True)):
+        assert distance(run(result.model, args), run(module, args)) < EXACT
+
+
+def test_operators_are_counted_for_the_first_example() -> None:
+    module = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    result = bnfold.fold(module, [inputs((2, 3, 8, 8)), inputs((3, 3, 9, 9))])
+    assert (result.ops_before, result.ops_after) == ({"Conv": 1, "BatchNorm": 1}, {"Conv": 1})
+
+
+def test_which_sizes_are_tried() -> None:
+    module = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)))
+    example = (inputs((2, 3, 8, 8)), {})
+    assert [shapes(call) for call, _ in Trials(module, [example]).calls] == [((1, 3, 8, 8),)]
+    free = trained(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    assert [shapes(call) for call, _ in Trials(free, [example]).calls] == [((1, 3, 7, 5),), ((5, 3, 15, 13),)]
+    large = ((torch.zeros(1, 3, 224, 224),), {})
+    assert [*larger(large)] == []
+    assert {shapes(call)[0][0] for call in other_batch(large)} == {2}
+    tokens = ((torch.zeros(2, 6, dtype=torch.long),), {"mask": torch.zeros(2, 6)})
+    assert shapes(next(smaller(tokens)))[0] == (1, 3)
+
+
+def test_values_that_are_not_finite() -> None:
+    def nowhere_finite(self: Layers, x: Tensor) -> Tensor:
+        return self.bn(self.first(x)) * x.new_full((), torch.nan)
+
+    def divides_or_not(self: Layers, x: Tensor) -> Tensor:
+        return (self.bn(self.first(x)).relu() + 1) / (len(x) - 1)
+
+    for code in (nowhere_finite, divides_or_not):
+        assert folded_names(bnfold.fold(trained(Layers(code)), inputs((2, 3, 8, 8)))) == ["bn"]
