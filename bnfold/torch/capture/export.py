@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from bnfold.torch.capture.example_inputs import DynamicShapes
 from bnfold.torch.capture.kept_state import kept
+from bnfold.torch.capture.module_paths import restore_paths
 
 _FIXES = "Suggested fixes:"
 """Behind this torch.export says what the sizes have to be that were to vary."""
@@ -67,7 +68,7 @@ def trace(
     for recorded in (first, second) if len(first) > len(second) else (first,):
         try:
             with quiet(), kept(module), torch.no_grad():
-                return torch.export.export(
+                program = torch.export.export(
                     module,
                     args,
                     dict(kwargs),
@@ -75,6 +76,8 @@ def trace(
                     strict=False,
                     preserve_module_call_signature=recorded,
                 )
+            restore_paths(program, module)
+            return program
         except Exception as error:  # noqa: BLE001 - it raises whatever the code that it runs raises
             refusal = error
     raise Refused(first_line(refusal)) from refusal

@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch_modules import EXACT, codes, distance, fold, folded_names, images, is_wrong, naive, run, trained
+from torch_modules import EXACT, codes, distance, fold, folded_names, images, inputs, is_wrong, naive, run, trained
 
 import bnfold
 from bnfold.reasons import StopCode
@@ -208,3 +208,39 @@ def test_a_computed_weight_in_code_that_asks() -> None:
     module = AsksForBias()
     parametrizations.weight_norm(module.conv)
     assert codes(fold(trained(module), images())) == {"norm": StopCode.NEEDS_GRAPH}
+
+
+class NormHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.drop, self.linear = nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.drop(self.bn(x)))
+
+
+def test_heads_with_a_dropout_each() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList(NormHead() for _ in range(2))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [head(x) for head in self.heads]
+
+    assert folded_names(fold(trained(Heads()), inputs((3, 8)))) == ["heads.0.bn", "heads.1.bn"]
+
+
+def test_what_is_written_into_is_not_passed_on() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.linear = nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            y = self.bn(x)
+            return [self.linear(y.neg_()), x]
+
+    module = trained(Writes())
+    result = fold(module, inputs((3, 8)))
+    assert not folded_names(result)

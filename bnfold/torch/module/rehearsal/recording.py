@@ -134,6 +134,7 @@ class _Run:
         self._results = results
         self._paths = {module: path for path, module in root.named_modules()}
         self._tokens = WeakIdKeyDictionary()
+        self._versions = WeakIdKeyDictionary()
         self._count = 0
         self._frames: list[_Frame] = []
         for name, tensor in named_tensors(root):
@@ -143,6 +144,7 @@ class _Run:
     def name(self, tensor: Tensor, token: Token) -> None:
         """Says which value a tensor is."""
         self._tokens[tensor] = token
+        self._versions[tensor] = _version(tensor)
 
     def hooks(self) -> AbstractContextManager[None]:
         """Follows the calls of all modules."""
@@ -159,9 +161,14 @@ class _Run:
                 self.name(tensor, frame.value if is_value else _INSIDE)
             return
         if tensors or result is None:
+            tensors = [leaf for leaf in tensors if not self._is_passed_on(leaf)]
             name = getattr(function, "__qualname__", None) or str(function)
             self.record.entries.append((name, self.described(arguments)))
             self._count_up(tensors)
+
+    def _is_passed_on(self, tensor: Tensor) -> bool:
+        """Whether a result is what was given, unchanged, as that of a dropout is."""
+        return tensor in self._tokens and self._versions[tensor] == _version(tensor) is not None
 
     def described(self, value: object) -> object:
         """Nested values in a form that can be compared."""
@@ -252,6 +259,11 @@ class _Calls(TorchFunctionMode):
         result = func(*args, **given) if self._shapes is None else self._shapes.call(func, args, given)
         self._run.called(func, (args, given), result)
         return result
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How many times a tensor was written to; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
