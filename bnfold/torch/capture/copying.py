@@ -1,7 +1,8 @@
 """Copies of modules.
 
 `copy.deepcopy` refuses tensors that were computed with gradients, such as the weight that torch.nn.utils.weight_norm
-leaves in a module; here they are copied without their history.
+leaves in a module; here they are copied without their history. Some classes have a `__deepcopy__` of their own, which
+may forget hooks and attributes, as that of fx.GraphModule does, or return another mode: what is missing is copied too.
 """
 
 import copy
@@ -9,13 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.torch.capture.export import first_line
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_OWN = ("training", "_parameters", "_buffers", "_modules")
+_PLAIN = (bool, int, float, str, type(None))
+_MISSING = object()
 
 _HINT = "Its __deepcopy__, or an attribute, is in the way: take that out, and fold then."
 
@@ -62,7 +67,39 @@ def _copied(module: ModuleT, replacements: Mapping[Tensor, Tensor], shared: Iter
     memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
     memo.update({id(value): value for value in shared})
     with _WithoutHistory(), torch.no_grad():
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+        if _has_own_way(module):
+            _complete(module, copied, memo)
+    return copied
+
+
+def _has_own_way(module: nn.Module) -> bool:
+    """Whether something in a module is copied by code of its own."""
+    return any(hasattr(type(child), "__deepcopy__") for child in module.modules())
+
+
+def _complete(module: nn.Module, copied: nn.Module, memo: dict[int, object]) -> None:
+    """Gives a copy the attributes, hooks and modes of what it was made of, where its class forgets them."""
+    twins = dict(copied.named_modules(remove_duplicate=False))
+    pairs = [(child, twins[path]) for path, child in module.named_modules() if path in twins]
+    for child, twin in pairs:
+        if isinstance(child, fx.GraphModule) and isinstance(twin, fx.GraphModule):
+            type(twin).__name__ = type(child).__name__  # each has a class of its own
+        for key, value in vars(child).items():
+            if key not in _OWN and not _is_kept(key, value, vars(twin).get(key, _MISSING)):
+                twin.__dict__[key] = copy.deepcopy(value, memo)
+    for child, twin in pairs:
+        if twin.training is not child.training:
+            twin.train(child.training)
+
+
+def _is_kept(name: str, value: object, copied: object) -> bool:
+    """Whether a copy has an attribute of the original, as far as that can be told."""
+    if isinstance(value, _PLAIN):
+        return type(copied) is type(value) and copied == value
+    if "_hooks" in name and isinstance(value, dict):
+        return isinstance(copied, dict) and len(copied) == len(value)
+    return copied is not _MISSING
 
 
 def _uncopyable(module: nn.Module) -> Iterator[object]:
@@ -79,6 +116,7 @@ def _uncopyable(module: nn.Module) -> Iterator[object]:
 def _require_copy(module: nn.Module, copied: nn.Module, replacements: Mapping[Tensor, Tensor]) -> None:
     """Refuses what a `__deepcopy__` of a module's own makes if it is no copy, or has other tensors."""
     before, after = (dict(found.named_modules(remove_duplicate=False)) for found in (module, copied))
+    own_way = _has_own_way(module)
     if [*before] != [*after]:
         raise UnsupportedModelError("the module cannot be copied: its copy has other submodules", hint=_HINT)
     for path, child in before.items():
@@ -86,12 +124,25 @@ def _require_copy(module: nn.Module, copied: nn.Module, replacements: Mapping[Te
         if after[path] is child:
             message = f"the module cannot be copied: a copy of {name} is the same object"
             raise UnsupportedModelError(message, hint=_HINT)
+        if type(after[path]).__name__ != type(child).__name__ or after[path].training is not child.training:
+            message = f"the module cannot be copied: a copy of {name} is of another class or in another mode"
+            raise UnsupportedModelError(message, hint=_HINT)
         if isinstance(child, torch.jit.ScriptModule):  # whose tensors are always copied, and never changed
             continue
         for held, copied_held in zip(_held(child), _held(after[path]), strict=True):
-            if any(_expected(old, new, replacements) is not new for old, new in zip(held, copied_held, strict=True)):
-                message = f"the module cannot be copied: a copy of {name} has tensors of its own"
-                raise UnsupportedModelError(message, hint=_HINT)
+            for old, new in zip(held, copied_held, strict=True):
+                is_copy = _expected(old, new, replacements) is new
+                if not is_copy or (own_way and old not in replacements and not _are_equal(old, new)):
+                    message = f"the module cannot be copied: a copy of {name} has tensors of its own"
+                    raise UnsupportedModelError(message, hint=_HINT)
+
+
+def _are_equal(old: Tensor | None, new: Tensor | None) -> bool:
+    """Whether a tensor that was copied by whatever code is the same, as far as it has plain elements."""
+    if old is None or new is None or old.layout is not torch.strided:
+        return (old is None) == (new is None)
+    same_kind = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    return same_kind and bool(((old == new) | (old.isnan() & new.isnan())).all())
 
 
 class _WithoutHistory(TorchFunctionMode):
