@@ -31,7 +31,7 @@ from bnfold.torch.fx.nodes import (
     shape_of,
 )
 from bnfold.torch.fx.tensors import numpy_dtype, to_numpy
-from bnfold.torch.lift.evaluation import is_pure, run
+from bnfold.torch.lift.evaluation import is_pure, quantises, run
 
 _MOST_ELEMENTS = 1 << 28
 """An expression with a result larger than this is not evaluated."""
@@ -152,7 +152,8 @@ class Constants:
         reads = [*all_reads(node)]
         if any(read not in self._parameters for read in reads) or not _is_small(node) or _is_batch_norm(node):
             return None
-        return tuple(dict.fromkeys(name for read in reads for name in self._parameters[read]))
+        made_of = tuple(dict.fromkeys(name for read in reads for name in self._parameters[read]))
+        return None if made_of and quantises(node) else made_of
 
     def _placeholder(self, node: fx.Node) -> tuple[str, InputKind] | None:
         """The name and kind of the tensor that a placeholder stands for, if the program holds its values."""

@@ -34,6 +34,8 @@ _CASTS = frozenset("to _to_copy type_as float half double bfloat16".split())
 _UNDEFINED = frozenset("empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize".split())
 """Operators whose results are whatever the memory holds."""
 
+_QUANTISES = frozenset("quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic dequantize".split())
+
 _ERRORS = (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What torch raises on an expression that makes no sense."""
 
@@ -48,6 +50,15 @@ def is_pure(node: fx.Node) -> bool:
         return name == "detach" or not (len(node.args) > 2 and node.args[2])
     writes = any(part.alias_info is not None and part.alias_info.is_write for part in target._schema.arguments)
     return not writes and torch.Tag.nondeterministic_seeded not in target.tags
+
+
+def quantises(node: fx.Node) -> bool:
+    """Whether a node quantises, really or for show.
+
+    The weights that come out of it are not those that are stored: what trains or converts the model needs the operator.
+    """
+    name = operator_name(node)
+    return name in _QUANTISES or "fake_quant" in name
 
 
 def run(node: fx.Node, values: Mapping[fx.Node, object]) -> object:

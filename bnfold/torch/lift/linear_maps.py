@@ -14,6 +14,7 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.nodes import arguments, fake_tensor, operator_name, shape_of
 from bnfold.torch.lift.constants import Constant, Constants
+from bnfold.torch.lift.evaluation import quantises
 
 _CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
 _PRODUCTS = frozenset("matmul mm bmm addmm linear".split())
@@ -138,7 +139,8 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
         return Stop(StopCode.NO_RULE, f"{map_type(node)} '{node.name}' has no input that is computed while it runs")
     found = constants.find(weight)
     if found is None:
-        return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the weight of {map_type(node)} '{node.name}' is not a constant")
+        what = "quantised while the model runs" if _is_quantised(weight) else "not a constant"
+        return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the weight of {map_type(node)} '{node.name}' is {what}")
     if found.dtype not in STORAGE_DTYPES:
         return Stop(StopCode.WEIGHT_DTYPE, f"the weight of {map_type(node)} '{node.name}' is {found.dtype}")
     found_bias = constants.find(bias)
@@ -153,6 +155,15 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
         return linear
     read = (found,) if found_bias is None else (found, found_bias)
     return FoundMap(linear, data, tuple(dict.fromkeys(part for constant in read for part in constant.parameters)))
+
+
+def _is_quantised(weight: object) -> bool:
+    """Whether a weight comes out of a quantisation, perhaps rearranged."""
+    while isinstance(weight, fx.Node) and weight.op == "call_function":
+        if quantises(weight):
+            return True
+        weight = next(iter(weight.all_input_nodes), None)
+    return False
 
 
 def _operands(given: dict[str, object], constants: Constants, name: str) -> tuple[object, object, object]:

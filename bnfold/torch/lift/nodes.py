@@ -56,6 +56,8 @@ class NodeLifter:
         if is_batch_norm(node):
             return self._batch_norm(node, handle)
         found = lift_map(node, self._constants)
+        if isinstance(found, FoundMap):
+            stop = stop or self._type_stop(node, found)
         if isinstance(found, FoundMap) and stop is None:
             return self._map(node, found, handle)
         if isinstance(found, Stop):
@@ -74,6 +76,14 @@ class NodeLifter:
                 stop=affine.affine if isinstance(affine.affine, Stop) else None,
             )
         return self._other(node, reads, handle, stop)
+
+    def _type_stop(self, node: fx.Node, found: FoundMap) -> Stop | None:
+        """Why torch does not take the input of a map; autocast casts it, where a graph is nested."""
+        source, weight = self._values.of(found.source).dtype, str(found.linear.weight.dtype)
+        if self._scope.caller is not None or source in ("", weight):
+            return None
+        reason = f"torch takes no {source} input of {map_type(node)} '{node.name}', whose weight is {weight}"
+        return Stop(StopCode.CHANGES_DTYPE, reason)
 
     def _batch_norm(self, node: fx.Node, handle: Handle) -> Node:
         data = arguments(node)["input"]

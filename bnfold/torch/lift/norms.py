@@ -61,12 +61,21 @@ def lift_batch_norm(node: fx.Node, source: Value, constants: Constants) -> Found
     epsilon = given.get("eps", given.get("epsilon"))
     if not isinstance(epsilon, float | int):
         return stopped(StopCode.PARAMETERS_NOT_CONSTANT, "its eps is computed while the model runs")
+    kinds = {str(constant.dtype) for constant in found if constant is not None}
+    if not _fit(source.dtype, kinds):
+        reason = f"torch takes no {source.dtype} input where parameters are {' and '.join(sorted(kinds))}"
+        return stopped(StopCode.CHANGES_DTYPE, reason)
     gamma, beta, mean, variance = _vectors(node, found, source)
     defect = batch_norm_defect(gamma, beta, mean, variance, epsilon)
     if defect is not None:
         return stopped(StopCode.PARAMETERS_NOT_FINITE, f"its {defect}")
     affine = Affine.from_batch_norm(gamma, beta, mean, variance, epsilon, rank=len(source.shape))
     return FoundAffine(affine, data, parameters)
+
+
+def _fit(source: str, parameters: set[str]) -> bool:
+    """Whether torch normalises an input: with parameters of its element type, one of two bytes also in float32."""
+    return not source or parameters <= {source, *(("float32",) if source in ("float16", "bfloat16") else ())}
 
 
 def _vectors(node: fx.Node, found: Sequence[Constant | None], source: Value) -> list[Array]:

@@ -88,7 +88,7 @@ class ModulePlanner:
         """A plan that holds for all examples, and for the other sizes that were tried.
 
         Raises:
-            UsageError: A pattern matches no BN.
+            UsageError: A pattern matches no BN, or the module fails with the example.
         """
         planned = self._planned()
         added: list[Arguments] = []
@@ -102,6 +102,7 @@ class ModulePlanner:
             added.append(differing)
             self._add(differing, None, f"inputs of {sizes_of(differing)}")
             planned = self._planned()
+        self._trials.require_example()
         return planned
 
     def _add(self, arguments: Arguments, dynamic_shapes: DynamicShapes | None, inputs: str) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bnfold.errors import UsageError
 from bnfold.torch.capture.copying import copy_with, shadow
 from bnfold.torch.capture.eager_run import undisturbed
-from bnfold.torch.capture.export import Arguments
+from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.returned_values import leaves
 from bnfold.torch.module.apply import Edits, apply_module
 from bnfold.torch.module.trials.resizing import Shapes, has_batch_of, larger, other_batch, shapes, smaller
@@ -38,6 +39,20 @@ class Trials:
         self._module = module
         self._examples = [*examples]
         self._calls: list[tuple[Arguments, list[Tensor]]] | None = None
+
+    def require_example(self) -> None:
+        """Makes sure that the module runs at all: torch.export lets element types pass that do not fit.
+
+        Raises:
+            UsageError: It does not.
+        """
+        if self._calls:
+            return
+        for example in self._examples:
+            returned = _attempt(shadow(self._module), example)
+            if isinstance(returned, Exception):
+                message = f"{type(self._module).__name__} fails with the example inputs: {first_line(returned)}"
+                raise UsageError(message) from returned
 
     @property
     def calls(self) -> list[tuple[Arguments, list[Tensor]]]:
@@ -117,13 +132,18 @@ class Trials:
 
 def _run(module: nn.Module, arguments: Arguments) -> list[Tensor] | None:
     """The tensors that a module returns; None if it fails."""
+    returned = _attempt(module, arguments)
+    return None if isinstance(returned, Exception) else returned
+
+
+def _attempt(module: nn.Module, arguments: Arguments) -> list[Tensor] | Exception:
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     with undisturbed():
         torch.default_generator.manual_seed(0)
         try:
             return [leaf for leaf in leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
-        except Exception:  # noqa: BLE001 - whatever the code of the module raises
-            return None
+        except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
+            return error
 
 
 def _wide(tensor: Tensor) -> Tensor:
