@@ -21,8 +21,8 @@ _FIXES = "Suggested fixes:"
 _GUARD_DETAILS = " (unhinted:"
 """From here on torch.export repeats itself in other symbols."""
 
-_ONE_AT_A_TIME = threading.RLock()
-"""torch.export is not re-entrant, and what is silenced here belongs to the whole process."""
+ONE_AT_A_TIME = threading.RLock()
+"""torch.export is not re-entrant: it replaces methods of nn.Module while it runs, for all threads."""
 
 Arguments = tuple[tuple[object, ...], Mapping[str, object]]
 
@@ -96,7 +96,7 @@ def first_line(error: BaseException | None) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps torch from warning, logging, and writing half-made graphs to stderr; one thread at a time."""
-    with _ONE_AT_A_TIME, _silenced():
+    with ONE_AT_A_TIME, _silenced():
         yield
 
 

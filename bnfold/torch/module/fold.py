@@ -8,6 +8,7 @@ from torch import nn
 
 from bnfold.planning.plan import Plan
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, check_inputs, split_examples
+from bnfold.torch.capture.export import ONE_AT_A_TIME
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.torch.module.apply import apply_module
 from bnfold.torch.module.module_planner import ModulePlanner
@@ -46,7 +47,7 @@ def inspect_module(
         UsageError: The inputs do not fit the module.
         UnsupportedModelError: It is of a kind that cannot be folded.
     """
-    with torch.inference_mode(False):
+    with ONE_AT_A_TIME, torch.inference_mode(False):
         return _planner(unwrap(module), example_inputs, dynamic_shapes).plan().plan
 
 
@@ -74,7 +75,7 @@ def fold_module(
         UnsupportedModelError: It is of a kind that cannot be folded.
     """
     inner = unwrap(module)
-    with torch.inference_mode(False):
+    with ONE_AT_A_TIME, torch.inference_mode(False):
         planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
         folded = planned.folded
         if inplace or folded is None:
