@@ -1,4 +1,4 @@
-"""Other sizes of the inputs: a fold of a module comes in with its examples, and a call comes out with which the two differ.
+"""Other sizes of the inputs: a module and its fold come in, a call with which the two differ goes out.
 
 It runs copies of both, and knows nothing of graphs and plans.
 """
