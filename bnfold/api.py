@@ -150,7 +150,9 @@ def fold(
         model: The path of an .onnx or .pt2 file, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module or a
             torch.export.ExportedProgram; it is not changed unless `inplace` says so.
         example_inputs: What to call a torch.nn.Module with: a tuple of positional inputs, a dict of named ones, or
-            (args, kwargs). The fold is right for the path that these inputs take through the code of the module.
+            (args, kwargs); or a list of such examples. The fold is right for the paths that they take through the code
+            of the module, and for other sizes of them that are tried; the plan's `assumptions` say what it takes for
+            granted.
         dynamic_shapes: For a torch.nn.Module, as for torch.export.export.
         skip: Glob patterns (case-sensitive) of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.

@@ -156,6 +156,8 @@ def _tell(
         lines += ["", "branches that stay, with the reason", *show.apart_lines(plan.apart, show.SHOWN_LINES)]
     if plan.left:
         lines += ["", "left, with the reason", *show.left_lines(plan.left, show.SHOWN_LINES)]
+    if plan.assumptions:
+        lines += ["", "assumed", *show.assumption_lines(plan.assumptions, show.SHOWN_LINES)]
     if job.ops_before != job.ops_after:
         lines += ["", "nodes before and after", *show.count_lines(job.ops_before, job.ops_after)]
     if report.sites:

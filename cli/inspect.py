@@ -53,7 +53,15 @@ def inspect(
         plan = _plan(model, code, call)
     if as_json:
         folds, left = plan_entries(plan)
-        report = Report(Verdict.SKIPPED, "only inspected", folds=folds, left=left, merges=plan.merges, apart=plan.apart)
+        report = Report(
+            Verdict.SKIPPED,
+            "only inspected",
+            folds=folds,
+            left=left,
+            merges=plan.merges,
+            apart=plan.apart,
+            assumptions=plan.assumptions,
+        )
         typer.echo(report.to_json())
     else:
         lines = [f"{model}: {show.headline(plan).replace('folded', 'can be folded')}"]
@@ -66,6 +74,8 @@ def inspect(
             lines += ["", "branches that stay", *show.apart_lines(plan.apart, None)]
         if plan.left:
             lines += ["", "stay", *show.left_lines(plan.left, None)]
+        if plan.assumptions:
+            lines += ["", "assumed", *show.assumption_lines(plan.assumptions, None)]
         show.say(lines)
     failed = {None: 0, FailOn.FOLDABLE: plan.batch_norms_folded, FailOn.ANY: plan.batch_norms}[fail_on]
     if failed:

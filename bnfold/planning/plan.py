@@ -186,6 +186,7 @@ class Plan:
         merges: The maps and affines that became one.
         apart: Those that could have, but for a reason.
         junctions: What has to be rewired for the merges, in order.
+        assumptions: For a module: what the plan is right for only because the examples are as they are, in sentences.
     """
 
     folds: tuple[Fold, ...]
@@ -196,6 +197,7 @@ class Plan:
     merges: tuple[Merge, ...] = ()
     apart: tuple[Apart, ...] = ()
     junctions: tuple[Junction, ...] = field(default=(), repr=False)
+    assumptions: tuple[str, ...] = ()
 
     @property
     def batch_norms(self) -> int:

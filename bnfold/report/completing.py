@@ -50,6 +50,7 @@ def complete(
         left=left,
         merges=plan.merges,
         apart=plan.apart,
+        assumptions=plan.assumptions,
         input=source if isinstance(source, FileInfo) else file_info(source),
         output=None if written is None else file_info(written),
         timings_s={**report.timings_s, **timings_s},

@@ -48,6 +48,7 @@ class Report:
         left: What was not, with reasons.
         merges: Branches that became one map.
         apart: Branches that could have, with the reason why they did not.
+        assumptions: What the folds take for granted about how a module is called.
         input: The file that was read.
         output: The file that was written.
     """
@@ -65,6 +66,7 @@ class Report:
     left: tuple[PlanEntry, ...] = ()
     merges: tuple[Merge, ...] = ()
     apart: tuple[Apart, ...] = ()
+    assumptions: tuple[str, ...] = ()
     input: FileInfo | None = None
     output: FileInfo | None = None
 
@@ -82,6 +84,7 @@ class Report:
             "merges": to_json_value(self.merges),
             "apart": to_json_value(self.apart),
             "left": to_json_value(self.left),
+            "assumptions": to_json_value(self.assumptions),
             "sites": to_json_value(self.sites),
             "sites_note": self.sites_note,
             "as_deployed": to_json_value(self.as_deployed),

@@ -62,6 +62,11 @@ def left_lines(left: Sequence[Left], limit: int | None) -> list[str]:
     return _cut(lines, limit, "left")
 
 
+def assumption_lines(assumptions: Sequence[str], limit: int | None) -> list[str]:
+    """One line for each thing that a fold of a module takes for granted."""
+    return _cut([f"  {sentence}" for sentence in assumptions], limit, "assumed")
+
+
 def count_lines(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
     """Node counts: a line for each operator whose count changed, and one for the others."""
     changed = sorted(op for op in {*before, *after} if before.get(op, 0) != after.get(op, 0))

@@ -43,9 +43,10 @@ ARROWS: dict[str, set[str]] = {
     },
     "torch/module": {
         *("algebra", "graph", "planning", "torch/fx", "torch/capture", "torch/lift", "torch/lift/memory"),
-        "torch/module/rehearsal",
+        *("torch/module/rehearsal", "torch/module/trials"),
     },
     "torch/module/rehearsal": {"algebra", "graph", "torch/fx", "torch/capture", "torch/module"},
+    "torch/module/trials": {"torch/capture", "torch/module"},
     "report": {"planning"},
     "verification": {"report", "torch/capture", "verification/onnx", "verification/torch", "verification/torch/run"}
     | VERIFICATION,

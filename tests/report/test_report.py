@@ -61,7 +61,20 @@ def test_json_has_every_key_of_the_schema():
     document = json.loads(GOOD.to_json())
     assert document["schema"] == "bnfold.report/1"
     assert set(document) == {
-        *("schema", "verdict", "reason", "tool", "input", "output", "device", "folds", "merges", "apart", "left"),
+        *(
+            "schema",
+            "verdict",
+            "reason",
+            "tool",
+            "input",
+            "output",
+            "device",
+            "folds",
+            "merges",
+            "apart",
+            "left",
+            "assumptions",
+        ),
         *("sites", "sites_note", "as_deployed", "outputs", "config", "timings"),
     }
     assert (document["merges"], document["sites"]) == ([], [])

@@ -1,8 +1,8 @@
 """What a fold does to a module: planned, rehearsed, tried with other sizes, and planned again where those differ."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from bnfold.torch.capture.recorded_calls import watched, worth_recording
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.lift.memory.memory_order import keep_memory_order
 from bnfold.torch.module.apply import Edits, apply_module, edits_of
+from bnfold.torch.module.assumptions import assumptions
 from bnfold.torch.module.constraints import Constraints
 from bnfold.torch.module.module_calls import Traces, handle
 from bnfold.torch.module.plan_entries import batch_norm_modules, left_to_a_graph, name_like_modules, one_entry_a_module
@@ -71,6 +72,7 @@ class ModulePlanner:
         only: tuple[str, ...],
     ) -> None:
         self._module = module
+        self._examples = examples
         self._patterns = (skip, only)
         self._traced = shadow(module)
         self._seen = watched(self._traced)
@@ -103,7 +105,14 @@ class ModulePlanner:
             self._add(differing, None, f"inputs of {sizes_of(differing)}")
             planned = self._planned()
         self._trials.require_example()
-        return planned
+        assumed = assumptions(self._module, self._examples, planned.plan)
+        return replace(planned, plan=replace(planned.plan, assumptions=(*assumed, *self._untried(planned))))
+
+    def _untried(self, planned: Planned) -> Iterator[str]:
+        """That no other sizes could be tried."""
+        if planned.folded is not None and not self._trials.calls:
+            sizes = " or ".join(sizes_of(example) for example in self._examples)
+            yield f"inputs are of {sizes}, for the module takes no other sizes that were tried"
 
     def _add(self, arguments: Arguments, dynamic_shapes: DynamicShapes | None, inputs: str) -> None:
         captured = self._capture(arguments, dynamic_shapes)
