@@ -311,6 +311,9 @@ def test_inspect(run):
     code, out, _ = run("inspect", "nets:TwoPairs", *IMAGE)
     assert code == 0
     assert "first.1 -> first.0 (output)" in out
+    assert "assumed" not in out
+    assert "  forward is called with scale=None, as in the example\n" in run("inspect", "nets:Net", *IMAGE)[1]
+    assert "  forward is called with scale=None, as in the example\n" in run("fold", "nets:Net", *IMAGE, "--dry-run")[1]
     assert run("inspect", "nets:TwoPairs", *IMAGE, "--fail-on", "foldable")[0] == 1
     code, out, _ = run("inspect", "nets:Kept", *IMAGE, "--json")
     assert json.loads(out)["left"][0]["code"] == "nonlinear"

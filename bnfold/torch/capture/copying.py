@@ -74,14 +74,19 @@ def _copied(module: ModuleT, replacements: Mapping[Tensor, Tensor], shared: Iter
 
 
 def _has_own_way(module: nn.Module) -> bool:
-    """Whether something in a module is copied by code of its own."""
-    return any(hasattr(type(child), "__deepcopy__") for child in module.modules())
+    """Whether something in a module is copied by Python code of its own."""
+    return any(hasattr(type(child), "__deepcopy__") and not _is_script(child) for child in module.modules())
+
+
+def _is_script(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _complete(module: nn.Module, copied: nn.Module, memo: dict[int, object]) -> None:
     """Gives a copy the attributes, hooks and modes of what it was made of, where its class forgets them."""
     twins = dict(copied.named_modules(remove_duplicate=False))
-    pairs = [(child, twins[path]) for path, child in module.named_modules() if path in twins]
+    known = ((path, child) for path, child in module.named_modules() if path in twins and not _is_script(child))
+    pairs = [(child, twins[path]) for path, child in known]
     for child, twin in pairs:
         if isinstance(child, fx.GraphModule) and isinstance(twin, fx.GraphModule):
             type(twin).__name__ = type(child).__name__  # each has a class of its own
@@ -124,11 +129,13 @@ def _require_copy(module: nn.Module, copied: nn.Module, replacements: Mapping[Te
         if after[path] is child:
             message = f"the module cannot be copied: a copy of {name} is the same object"
             raise UnsupportedModelError(message, hint=_HINT)
+        if _is_script(child):  # whose tensors are always copied, and never changed
+            for script_parameter, twin in zip(child.parameters(), after[path].parameters(), strict=True):
+                twin.requires_grad_(script_parameter.requires_grad)
+            continue
         if type(after[path]).__name__ != type(child).__name__ or after[path].training is not child.training:
             message = f"the module cannot be copied: a copy of {name} is of another class or in another mode"
             raise UnsupportedModelError(message, hint=_HINT)
-        if isinstance(child, torch.jit.ScriptModule):  # whose tensors are always copied, and never changed
-            continue
         for held, copied_held in zip(_held(child), _held(after[path]), strict=True):
             for old, new in zip(held, copied_held, strict=True):
                 is_copy = _expected(old, new, replacements) is new

@@ -14,6 +14,8 @@ from torch.export import ExportedProgram
 from bnfold.torch.capture.example_inputs import DynamicShapes
 from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.module_paths import restore_paths
+from bnfold.torch.capture.returned_values import plain
+from bnfold.torch.capture.script_modules import replace_scripts
 
 _FIXES = "Suggested fixes:"
 """Behind this torch.export says what the sizes have to be that were to vary."""
@@ -67,7 +69,8 @@ def trace(
     first, second = tuple({*must_record, *may_record}), tuple(must_record)
     for recorded in (first, second) if len(first) > len(second) else (first,):
         try:
-            with quiet(), kept(module), torch.no_grad():
+            with quiet(), kept(module), _plain_results(module), torch.no_grad():
+                replace_scripts(module)
                 program = torch.export.export(
                     module,
                     args,
@@ -81,6 +84,16 @@ def trace(
         except Exception as error:  # noqa: BLE001 - it raises whatever the code that it runs raises
             refusal = error
     raise Refused(first_line(refusal)) from refusal
+
+
+@contextmanager
+def _plain_results(module: nn.Module) -> Iterator[None]:
+    """Lets a module return dicts for dataclasses that torch does not know."""
+    handle = module.register_forward_hook(lambda _, __, result: plain(result))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def first_line(error: BaseException | None) -> str:

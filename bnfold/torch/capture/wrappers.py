@@ -9,6 +9,9 @@ from bnfold.errors import UnsupportedModelError
 
 _QUANTISED = ("torch.ao.nn.", "torch.ao.quantization.", "torch.nn.quantized.", "torch.nn.qat.", "torchao.quantization.")
 _FUSED_BUT_FLOAT = ("torch.ao.nn.intrinsic.modules.",)
+_PLAIN = ("FloatFunctional", "QuantStub", "DeQuantStub", "QuantWrapper")
+"""What quantisable models have before they are prepared: additions as modules, and places that do nothing."""
+
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
@@ -51,4 +54,5 @@ def refuse_unsupported(module: nn.Module) -> None:
 
 
 def _is_quantised(kind: type) -> bool:
-    return kind.__module__.startswith(_QUANTISED) and not kind.__module__.startswith(_FUSED_BUT_FLOAT)
+    is_float = kind.__module__.startswith(_FUSED_BUT_FLOAT) or kind.__name__ in _PLAIN
+    return kind.__module__.startswith(_QUANTISED) and not is_float

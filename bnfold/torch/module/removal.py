@@ -8,6 +8,7 @@ these submodules, one behind the other, from the one input of the module to its 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -84,6 +85,8 @@ class Removals:
         name = handle(nodes[0]).module or type(module).__name__
         if is_watched(module):
             return Stop(StopCode.HOOKS, f"'{name}' has hooks, which would see something else")
+        if isinstance(module, torch.jit.ScriptModule):
+            return Stop(StopCode.NEEDS_GRAPH, f"it is inside of TorchScript ('{name}'): fold before torch.jit.script")
         trace = self._traces.trace(module)
         by_call: dict[CallKey, list[AffineNode]] = {call: [] for call in trace.calls}
         for node in nodes:

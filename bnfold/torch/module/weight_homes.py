@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
@@ -61,7 +62,8 @@ def is_torch_layer(module: nn.Module) -> bool:
     """Whether a module runs torch's own code for a convolution or nn.Linear, which reads its weight and bias."""
     kind = type(module)
     return (
-        kind.forward in _FORWARDS
+        not isinstance(module, torch.jit.ScriptModule)
+        and kind.forward in _FORWARDS
         and kind.__call__ is nn.Module.__call__
         and not {"forward", "_conv_forward"} & vars(module).keys()
         and (not hasattr(kind, "_conv_forward") or kind._conv_forward in _CONVOLUTIONS)

@@ -1,0 +1,96 @@
+"""What torch.export does not take as it is: results of unknown classes, TorchScript, stubs for quantisation."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import DeQuantStub, QuantStub, get_default_qconfig, prepare
+from torch_modules import EXACT, distance, fold, folded_names, images, run, trained
+
+import bnfold
+from bnfold.errors import UnsupportedModelError
+
+
+def pair(inside: int = 3, outside: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside))
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: tuple["Output", ...] = ()
+    loss: Tensor | None = None
+    later: Tensor = field(init=False)
+
+
+class ReturnsDataclass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.last = pair(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Output:
+        y = self.body(x).relu()
+        return Output(self.last(y), (Output(y),))
+
+
+def test_a_dataclass_that_torch_does_not_know() -> None:
+    module = trained(ReturnsDataclass())
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["body.1"]
+    assert not module._forward_hooks
+    ours, theirs = (model(*images()) for model in (result.model, module))
+    assert isinstance(ours, Output)
+    assert torch.allclose(ours.logits, theirs.logits, rtol=EXACT)
+
+
+def test_a_value_in_a_dataclass_is_an_output() -> None:
+    class Seen(ReturnsDataclass):
+        def forward(self, x: Tensor) -> Output:
+            return Output(self.body[1](self.body[0](x)), (Output(self.body[0](x)),))
+
+    assert not folded_names(bnfold.fold(trained(Seen()), images()))
+
+
+class WithScripts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.act, self.last = pair(), torch.jit.script(nn.SiLU()), pair()
+        self.part = torch.jit.script(trained(pair(), seed=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.part(self.act(self.body(x))))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_torchscript_inside_a_model() -> None:
+    module = WithScripts().double().eval()
+    trained(module.body)
+    trained(module.last)
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["body.1", "last.1"]
+    (left,) = result.plan.left
+    assert "TorchScript ('part')" in left.reason
+    assert distance(run(result.model, images()), run(module, images())) < EXACT
+    assert isinstance(result.model.part, torch.jit.ScriptModule)
+    assert all(parameter.requires_grad for parameter in result.model.part.parameters())
+
+
+class Quantisable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.body, self.add, self.dequant = QuantStub(), pair(), FloatFunctional(), DeQuantStub()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.quant(x)
+        return self.dequant(self.add.add(x, self.body(x)))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*reduce_range.*:UserWarning")
+def test_a_quantisable_model_is_a_float_model_until_it_is_prepared() -> None:
+    module = trained(Quantisable())
+    assert folded_names(fold(module, images())) == ["body.1"]
+    module.qconfig = get_default_qconfig("x86")
+    with pytest.raises(UnsupportedModelError, match="made by quantisation"):
+        bnfold.fold(prepare(module), images())
