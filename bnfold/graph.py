@@ -99,14 +99,14 @@ class Along:
     Attributes:
         axes: The axes of the input.
         keep: Whether they are still there, perhaps with another size, in the output.
-        counts_padding: Whether zeros of a padding take part in an average.
+        counts: Why an average is not one of elements alone, such as "counts the zeros of its padding"; empty if it is.
         kernel: The size of the window of an average; empty if not every output is the same sum over such a window.
         window: How it slides; None likewise.
     """
 
     axes: frozenset[int]
     keep: bool = True
-    counts_padding: bool = False
+    counts: str = ""
     kernel: tuple[int, ...] = ()
     window: Window | None = None
 

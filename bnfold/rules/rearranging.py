@@ -8,6 +8,7 @@ so both parts pass, backward if no element of x is asked to take two different v
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import Blocks, Gathered, Joined, OpNode, Permutation, Picked
@@ -113,12 +114,18 @@ def _pick_backward(node: OpNode, position: int, array: Float64Array, part: Part)
         size = None if shape is None else shape[axis]
         if indices is None or not isinstance(size, int):
             return _varies(node, f"cuts axis {axis} at positions that are not known")
-        if len(np.unique(indices)) != len(indices):
-            return _varies(node, "takes an element more than once")
-        whole = np.full((*array.shape[:axis], size, *array.shape[axis + 1 :]), part.neutral)
-        whole[(slice(None),) * axis + (indices,)] = array
+        whole = _put_back(array, axis, indices, size, part)
+        if whole is None:
+            return _varies(node, "takes an element more than once, and the affine treats it differently each time")
         array = whole
     return [(array,)]
+
+
+def _put_back(array: Float64Array, axis: int, indices: NDArray[np.int64], size: int, part: Part) -> Float64Array | None:
+    """What is done to the elements picked along an axis, done to all; None where one would be treated in two ways."""
+    whole = np.full((*array.shape[:axis], size, *array.shape[axis + 1 :]), part.neutral)
+    whole[(slice(None),) * axis + (indices,)] = array
+    return whole if (whole.take(indices, axis) == array).all() else None
 
 
 def _pick_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
@@ -146,10 +153,11 @@ def _gather_backward(node: OpNode, _: int, array: Float64Array, part: Part) -> S
         return [(array.reshape((*before, 1, *after)),)]
     shape = node.inputs[0].shape
     size = None if shape is None else shape[axis]
-    if indices is None or rank != 1 or not isinstance(size, int) or len(set(indices)) != len(indices):
+    whole = None
+    if indices is not None and rank == 1 and isinstance(size, int):
+        whole = _put_back(array, axis, np.array(indices, dtype=np.int64), size, part)
+    if whole is None:
         return _varies(node, f"takes elements of axis {axis} more than once, or it is not known which")
-    whole = np.full((*before, size, *after), part.neutral)
-    whole[(slice(None),) * axis + (list(indices),)] = array
     return [(whole,)]
 
 

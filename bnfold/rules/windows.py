@@ -33,17 +33,16 @@ def _shift_stop(node: OpNode, why: str) -> Stop:
     return Stop(StopCode.SHIFT, f"a shift does not pass {node.op_type} '{node.name}', {why}")
 
 
-def _guard(node: OpNode, array: Float64Array, part: Part, *, passes_shift: bool, keeps_order: bool) -> Stop | None:
+def _guard(node: OpNode, array: Float64Array, part: Part, *, adds: str, keeps_order: bool) -> Stop | None:
     if part is Part.SHIFT:
-        if not passes_shift:
-            return _shift_stop(node, "which adds or counts zeros")
-        return _shift_stop(node, "which counts the zeros of its padding") if _along(node).counts_padding else None
+        why = adds or _along(node).counts
+        return _shift_stop(node, f"which {why}") if why else None
     return negative(node, array) if keeps_order else None
 
 
-def _row(*, passes_shift: bool = True, keeps_order: bool = False) -> Row:
+def _row(*, adds: str = "", keeps_order: bool = False) -> Row:
     def backward(node: OpNode, _: int, array: Float64Array, part: Part) -> Sequence[Arrays] | Stop:
-        stop = _guard(node, array, part, passes_shift=passes_shift, keeps_order=keeps_order)
+        stop = _guard(node, array, part, adds=adds, keeps_order=keeps_order)
         if stop is not None:
             return stop
         along = _along(node)
@@ -57,7 +56,7 @@ def _row(*, passes_shift: bool = True, keeps_order: bool = False) -> Row:
     def forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
         array, along = arrays[0], _along(node)
         assert array is not None  # at least one input has an array
-        stop = _guard(node, array, part, passes_shift=passes_shift, keeps_order=keeps_order)
+        stop = _guard(node, array, part, adds=adds, keeps_order=keeps_order)
         if stop is not None:
             return stop
         if any(array.shape[axis] != 1 for axis in along.axes):
@@ -70,7 +69,7 @@ def _row(*, passes_shift: bool = True, keeps_order: bool = False) -> Row:
 
 
 AVERAGE = _row()
-SUM = _row(passes_shift=False)
+SUM = _row(adds="adds up as many shifts as elements")
 MAXIMUM = _row(keeps_order=True)
 RESAMPLE = _row()
-ZERO_PAD = _row(passes_shift=False)
+ZERO_PAD = _row(adds="puts zeros beside the elements, or may")

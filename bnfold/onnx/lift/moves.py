@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from bnfold.algebra.linear_map import Window
+from bnfold.algebra.positions import crop, repeated
 from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Parameters, Permutation, Picked, Signs
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.nodes import lift_window
@@ -199,6 +201,13 @@ def _expand(_: NodeView) -> Lifted | None:
     return Op.EXPAND, None
 
 
+def _tile(view: NodeView) -> Lifted | None:
+    repeats = view.integers(1, "")
+    if repeats is None or len(repeats) != len(view.source or ()):
+        return Op.EXPAND, None
+    return Op.PICK, Picked((repeated(view.source or (), dict(enumerate(repeats))),))
+
+
 def _pad(view: NodeView) -> Lifted | None:
     source = view.source or ()
     mode = string_attribute(view.node, "mode", "constant")
@@ -211,7 +220,13 @@ def _pad(view: NodeView) -> Lifted | None:
         half = len(pads) // 2
         if len(pads) != 2 * len(cut):
             return None
-        cut = tuple(axis for axis, before, after in zip(cut, pads[:half], pads[half:], strict=True) if before or after)
+        pairs = {
+            axis % len(source): pair for axis, pair in zip(cut, zip(pads[:half], pads[half:], strict=True), strict=True)
+        }
+        cropped = crop(source, pairs)
+        if cropped is not None:
+            return Op.PICK, Picked((cropped,))
+        cut = tuple(axis for axis, pair in pairs.items() if any(pair))
     along = Along(frozenset(axis % len(source) for axis in cut))
     if mode in ("reflect", "edge", "wrap"):
         return Op.RESAMPLE, along
@@ -227,14 +242,28 @@ def _spatial(view: NodeView) -> frozenset[int]:
 
 def _average_pool(view: NodeView) -> Lifted | None:
     padded = any(ints_attribute(view.node, "pads")) or string_attribute(view.node, "auto_pad", "NOTSET") != "NOTSET"
-    counts = bool(int_attribute(view.node, "count_include_pad", 0)) and (
-        padded or bool(int_attribute(view.node, "ceil_mode", 0))
-    )
     kernel = ints_attribute(view.node, "kernel_shape")
-    window = None if int_attribute(view.node, "ceil_mode", 0) or not kernel else lift_window(view.node, kernel)
-    if window is None or (any(window.before + window.after) and not counts):
-        return Op.AVERAGE, Along(_spatial(view), counts_padding=counts)
-    return Op.AVERAGE, Along(_spatial(view), counts_padding=counts, kernel=kernel, window=window)
+    window = lift_window(view.node, kernel) if kernel else None
+    reaches_out = bool(int_attribute(view.node, "ceil_mode", 0)) and not _fits(view, kernel, window)
+    counts = ""
+    if int_attribute(view.node, "count_include_pad", 0):
+        counts = "counts the zeros of its padding" if padded else ""
+        counts = counts or ("counts zeros where its windows reach beyond its input, or may" if reaches_out else "")
+    if window is None or reaches_out or (any(window.before + window.after) and not counts):
+        return Op.AVERAGE, Along(_spatial(view), counts=counts)
+    return Op.AVERAGE, Along(_spatial(view), counts=counts, kernel=kernel, window=window)
+
+
+def _fits(view: NodeView, kernel: tuple[int, ...], window: Window | None) -> bool:
+    """Whether the last window ends where the input, with its padding, does: rounding up adds none then."""
+    if window is None:
+        return False
+    for size, taps, stride, dilation, *pads in zip(
+        (view.source or ())[2:], kernel, window.strides, window.dilations, window.before, window.after, strict=True
+    ):
+        if not isinstance(size, int) or (size + sum(pads) - dilation * (taps - 1) - 1) % stride:
+            return False
+    return True
 
 
 def _global_average_pool(view: NodeView) -> Lifted | None:
@@ -302,7 +331,7 @@ _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
     "Slice": _slice,
     "Gather": _gather,
     "Expand": _expand,
-    "Tile": _expand,
+    "Tile": _tile,
     "Pad": _pad,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average_pool,

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
+from bnfold.algebra.positions import MOST_POSITIONS, repeated
+from bnfold.algebra.rounding import Array
 from bnfold.graph import Along, Blocks, Gathered, Op, Permutation, Picked
 from bnfold.torch.fx.nodes import fake_tensor, operator_name, shape_of
 from bnfold.torch.lift.moves.node_facts import Lifted, View
@@ -128,11 +130,19 @@ def _index_select(view: View) -> Lifted | None:
 
 def _indices(view: View, given: object, axis: int) -> tuple[int, ...] | None:
     """Constant positions along an axis, counted from the left."""
-    found, size = view.constants.find(given), view.source[axis]
-    if found is None or len(found.shape) > 1 or not np.issubdtype(found.dtype, np.integer) or not isinstance(size, int):
+    found, size = _integers(view, given), view.source[axis]
+    if found is None or not isinstance(size, int):
         return None
-    numbers = [int(number) for number in found.read().reshape(-1)]
+    numbers = [int(number) for number in found.reshape(-1)]
     return tuple(number % size for number in numbers) if all(-size <= number < size for number in numbers) else None
+
+
+def _integers(view: View, given: object) -> Array | None:
+    """A constant vector of integers, or a single one."""
+    found = view.constants.find(given)
+    if found is None or len(found.shape) > 1 or not np.issubdtype(found.dtype, np.integer):
+        return None
+    return found.read()
 
 
 def _index(view: View) -> Lifted | None:
@@ -192,8 +202,26 @@ def _expand(_: View) -> Lifted | None:
     return Op.EXPAND, None
 
 
+def _repeat(view: View) -> Lifted | None:
+    """As many copies, one behind the other, as are asked for along each axis; along new axes they are an expansion."""
+    repeats = view.numbers("repeats" if "repeats" in view.given else "dims")
+    if repeats is None or len(repeats) > view.rank:
+        return Op.EXPAND, None
+    first = view.rank - len(repeats)
+    return _pick(repeated(view.source, {first + at: count for at, count in enumerate(repeats)}))
+
+
 def _repeat_interleave(view: View) -> Lifted | None:
-    return (Op.EXPAND, None) if view.given.get("dim") is not None else None
+    """Copies of each element, each as many times as it is told; a size that stays the same says nothing about them."""
+    axis, given = view.axis(), view.given.get("repeats")
+    if axis is None or view.given.get("dim") is None:
+        return None
+    size = view.source[axis]
+    found = np.array([given]) if isinstance(given, int) else _integers(view, given)
+    if found is None or not isinstance(size, int):
+        return _pick({axis: None})
+    counts = np.broadcast_to(found.reshape(-1).astype(np.int64), size)
+    return _pick({axis: np.repeat(np.arange(size), counts) if counts.sum() <= MOST_POSITIONS else None})
 
 
 def _pixel_shuffle(view: View) -> Lifted | None:
@@ -251,8 +279,8 @@ REARRANGING: dict[str, Callable[[View], Lifted | None]] = {
     "expand_as": _expand,
     "expand_copy": _expand,
     "broadcast_to": _expand,
-    "repeat": _expand,
-    "tile": _expand,
+    "repeat": _repeat,
+    "tile": _repeat,
     "repeat_interleave": _repeat_interleave,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,

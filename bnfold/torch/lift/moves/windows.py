@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from bnfold.algebra.linear_map import Window
-from bnfold.graph import Along, Op
+from bnfold.algebra.positions import crop
+from bnfold.graph import Along, Op, Picked
 from bnfold.torch.fx.nodes import operator_name
 from bnfold.torch.lift.moves.node_facts import Lifted, View
 
@@ -20,9 +21,11 @@ def _average_pool(view: View) -> Lifted | None:
     count = _dimensions(view)
     padding = view.numbers("padding")
     padded = padding is None or any(padding)
-    counts = (view.flag("count_include_pad") and padded) or view.given.get("divisor_override") is not None
+    counts = "counts the zeros of its padding" if view.flag("count_include_pad") and padded else ""
+    if view.given.get("divisor_override") is not None:
+        counts = "divides by another number than that of the elements that it adds up, or may"
     kernel, window = _window(view, count)
-    return Op.AVERAGE, Along(view.last_axes(count), counts_padding=counts, kernel=kernel, window=window)
+    return Op.AVERAGE, Along(view.last_axes(count), counts=counts, kernel=kernel, window=window)
 
 
 def _window(view: View, count: int) -> tuple[tuple[int, ...], Window | None]:
@@ -71,33 +74,32 @@ def _resample(view: View) -> Lifted | None:
     return Op.RESAMPLE, Along(view.last_axes(_dimensions(view)))
 
 
-def _padded_axes(view: View) -> frozenset[int] | None:
-    """The axes that a list of pads, last axis first, is about."""
+def _pads(view: View) -> dict[int, tuple[object, object]] | None:
+    """What a list of pads, last axis first, puts before and behind the axes that it is about."""
     given = view.given.get("pad", view.given.get("padding"))
     if not isinstance(given, tuple | list) or len(given) % 2 or len(given) > 2 * view.rank:
         return None
-    pairs = zip(given[::2], given[1::2], strict=True)
-    return frozenset(view.rank - 1 - at for at, pair in enumerate(pairs) if pair != (0, 0))
+    pairs = enumerate(zip(given[::2], given[1::2], strict=True), 1)
+    return {view.rank - at: pair for at, pair in pairs if pair != (0, 0)}
 
 
 def _pad(view: View) -> Lifted | None:
-    axes = _padded_axes(view)
-    if axes is None:
+    pads = _pads(view)
+    if pads is None:
         return None
+    cropped = crop(view.source, pads)
+    if cropped is not None:
+        return Op.PICK, Picked((cropped,))
     if view.given.get("mode", "constant") != "constant":
-        return Op.RESAMPLE, Along(axes)
-    pads = view.given.get("pad")
-    listed = pads if isinstance(pads, tuple | list) else ()
-    if all(isinstance(size, int) and size <= 0 for size in listed):
-        return Op.RESAMPLE, Along(axes)  # it only cuts
+        return Op.RESAMPLE, Along(frozenset(pads))
     value = view.given.get("value")
     is_zero = value is None or (isinstance(value, int | float) and value == 0)
-    return (Op.ZERO_PAD, Along(axes)) if is_zero else None
+    return (Op.ZERO_PAD, Along(frozenset(pads))) if is_zero else None
 
 
 def _pad_by_copies(view: View) -> Lifted | None:
-    axes = _padded_axes(view)
-    return None if axes is None else (Op.RESAMPLE, Along(axes))
+    pads = _pads(view)
+    return None if pads is None else (Op.RESAMPLE, Along(frozenset(pads)))
 
 
 def _each(lifter: _Lifter, *names: str) -> dict[str, _Lifter]:
