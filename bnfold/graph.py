@@ -139,6 +139,7 @@ class Value:
         source: For a value without a producer: a clause saying what it is.
         uses: The nodes that read its elements, one entry for each use: `x + x` uses x twice. Reading the shape alone
             is no use.
+        measured_by: The names of the nodes that read its shape or its element type, and no element.
         observer: Set if its elements are seen from outside the graph, and by what.
     """
 
@@ -148,6 +149,7 @@ class Value:
     producer: "Node | None" = None
     source: Stop = Stop(StopCode.MODEL_INPUT, "it is an input of the model")
     uses: list["Node"] = field(default_factory=list)
+    measured_by: list[str] = field(default_factory=list)
     observer: Stop | None = None
 
 

@@ -36,6 +36,7 @@ class StopCode(StrEnum):
     MORE_WORK = "more_work"
     STRIDES = "strides"
     OUTPUT_SIZE = "output_size"
+    SHAPE_IS_READ = "shape_is_read"
     PADDING = "padding"
     NEEDS_GRAPH = "needs_graph"
     SHARED_WEIGHT = "shared_weight"

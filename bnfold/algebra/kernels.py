@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear_map import PADS_WITH_ZEROS, Folding, LinearMap, Window
+from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, Folding, LinearMap, Window
 from bnfold.algebra.rounding import DType, Float64Array
 
 _DEEPEST = 8
@@ -45,6 +45,16 @@ class Axis:
     def padded_after(self) -> int:
         """How many zeros stand behind the input; not of a transposed convolution."""
         return self.surplus + 1 + self.last
+
+    @property
+    def reach(self) -> int:
+        """The dilation of a transposed convolution; with one tap, one that is larger than the output padding."""
+        return self.step if self.taps > 1 else max(1, 1 - self.first - self.cut_after)
+
+    @property
+    def cut_after(self) -> int:
+        """How many outputs of a transposed convolution are cut off at the end, less its output padding."""
+        return (self.taps - 1) * self.step + 1 - self.stride + self.first - self.surplus
 
 
 _POINT = Axis(first=0, step=1, taps=1, stride=1, surplus=-1)
@@ -87,6 +97,12 @@ class Kernel:
     def multiply_adds(self) -> int:
         """The multiply-adds per output position (transposed: input position) of the kernel as one map."""
         return self.out_channels * (self.in_channels // self.groups) * prod(axis.taps for axis in self.axes)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether it does to each channel what an affine does: a BN that stays may be written as such a map."""
+        alone = self.groups == self.in_channels == self.out_channels and not self.transposed
+        return alone and bool(self.axes) and all(axis == _POINT for axis in self.axes)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -227,15 +243,18 @@ def as_map(kernel: Kernel, base: LinearMap, sign: int) -> LinearMap:
         alpha=1.0,
         beta=1.0,
     )
-    if not kernel.axes or kernel.transposed:
+    if not kernel.axes:
         return linear
     window = Window(
         strides=tuple(axis.stride for axis in kernel.axes),
-        dilations=tuple(axis.step for axis in kernel.axes),
+        dilations=tuple(axis.reach if kernel.transposed else axis.step for axis in kernel.axes),
         before=tuple(-axis.first for axis in kernel.axes),
-        after=tuple(axis.padded_after for axis in kernel.axes),
+        after=tuple(axis.cut_after if kernel.transposed else axis.padded_after for axis in kernel.axes),
     )
     padded = any(window.before + window.after)
+    if kernel.transposed:
+        whole = not padded and all(axis.taps == axis.stride == 1 for axis in kernel.axes)
+        return replace(linear, window=window, partial_kernel="" if whole else IS_TRANSPOSED)
     return replace(linear, window=window, partial_kernel=PADS_WITH_ZEROS if padded else "")
 
 

@@ -29,6 +29,9 @@ from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, 
 PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
 """What `LinearMap.partial_kernel` says of a convolution with padding."""
 
+IS_TRANSPOSED = "is transposed, so its outputs do not each sum the whole kernel"
+"""What it says of a transposed convolution whose outputs are not simply products with one tap."""
+
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
 

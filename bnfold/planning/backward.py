@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import AffineNode, MapNode, Node, OpNode, Value
-from bnfold.planning.route import Ends, Route, into_map, seen_by_others
+from bnfold.planning.route import Ends, Route, changes_type, into_map, seen_by_others
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules import TABLE, Part
 from bnfold.rules.row import Arrays
+from bnfold.rules.shapes import narrowed
 
 _EndT = TypeVar("_EndT", MapNode, AffineNode)
 _Search = Generator["_Search", "Stop | None", "Stop | None"]
@@ -76,6 +77,13 @@ class _Pull:
         stop = seen_by_others(self._tensors, root, reader)
         if stop is not None:
             return stop
+        left = self._tensors.instead(value)
+        if left is not value:
+            narrow = narrowed(array, left.shape)
+            if narrow is None:
+                reason = f"'{left.name}' is broadcast, or may be, along an axis along which the affine varies"
+                return Stop(StopCode.BROADCAST, reason)
+            array = narrow
         self._changed.append(root)
         match producer:
             case MapNode():
@@ -120,7 +128,7 @@ class _Pull:
         for source, array in zip(node.inputs, way, strict=True):
             if array is None or (array == self._part.neutral).all():
                 continue
-            stop = yield self.into(source, node, array)
+            stop = changes_type(source, node) or (yield self.into(source, node, array))
             if stop is not None:
                 return stop
         return None

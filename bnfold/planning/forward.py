@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import AffineNode, Graph, MapNode, Node, Op, OpNode, Value
-from bnfold.planning.route import Ends, Route, into_map
+from bnfold.planning.route import Ends, Route, changes_type, into_map
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules import TABLE, Part
@@ -98,8 +98,9 @@ class Forward:
                 linear = self._tensors.linear(reader)
                 array = arrays[self._tensors.root(reader.inputs[0])]
                 vector = into_map(reader, linear.input_axis, linear.in_channels, array, "input")
-                if isinstance(vector, Stop):
-                    return vector
+                stop = vector if isinstance(vector, Stop) else changes_type(reader.inputs[0], reader)
+                if isinstance(vector, Stop) or stop is not None:
+                    return stop
                 if part is Part.SHIFT and linear.partial_kernel and vector.any():
                     reason = f"{reader.op_type} '{reader.name}' {linear.partial_kernel}, and the shift is not zero"
                     return Stop(StopCode.PADDED_SHIFT, reason)
@@ -111,25 +112,36 @@ class Forward:
                 route.affines[reader] = arrays[self._tensors.root(reader.inputs[0])]
                 return None
             case OpNode():
-                if any(self._tensors.root(value) in arrays for value in reader.also_reads):
-                    reason = f"{reader.op_type} '{reader.name}' reads it as a parameter"
-                    return Stop(StopCode.NO_RULE, reason)
-                given = tuple(arrays.get(self._tensors.root(source)) for source in reader.inputs)
-                results = TABLE[reader.op].forward(reader, given, part)
-                if isinstance(results, Stop):
-                    return results
-                route.passed.append(reader)
-                for output, result in zip(reader.outputs, results, strict=True):
-                    if result is None or (result == part.neutral).all():
-                        continue
-                    route.changed.append(output)
-                    root = self._tensors.root(output)
-                    idle = not self._tensors.uses(root) and self._tensors.observed(root) is None
-                    if idle and len(reader.outputs) > 1:
-                        continue
-                    stop = self._reach(output, result, part, waiting)
-                    if stop is not None:
-                        return stop
+                return self._past(reader, arrays, part, route, waiting)
+        return None
+
+    def _past(
+        self, reader: OpNode, arrays: Mapping[Value, Float64Array], part: Part, route: Route, waiting: "_Waiting"
+    ) -> Stop | None:
+        """Past an operator, to all that reads what it passes on."""
+        if any(self._tensors.root(value) in arrays for value in reader.also_reads):
+            reason = f"{reader.op_type} '{reader.name}' reads it as a parameter"
+            return Stop(StopCode.NO_RULE, reason)
+        given = tuple(arrays.get(self._tensors.root(source)) for source in reader.inputs)
+        results = TABLE[reader.op].forward(reader, given, part)
+        if isinstance(results, Stop):
+            return results
+        for source, moved in zip(reader.inputs, given, strict=True):
+            retyped = None if moved is None else changes_type(source, reader)
+            if retyped is not None:
+                return retyped
+        route.passed.append(reader)
+        for output, result in zip(reader.outputs, results, strict=True):
+            if result is None or (result == part.neutral).all():
+                continue
+            route.changed.append(output)
+            root = self._tensors.root(output)
+            idle = not self._tensors.uses(root) and self._tensors.observed(root) is None
+            if idle and len(reader.outputs) > 1:
+                continue
+            stop = self._reach(output, result, part, waiting)
+            if stop is not None:
+                return stop
         return None
 
 

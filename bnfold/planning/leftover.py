@@ -5,7 +5,7 @@ import numpy as np
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import Array, round_once
 from bnfold.graph import AffineNode, Kind
-from bnfold.planning.plan import Leftover
+from bnfold.planning.plan import Leftover, Plan
 
 
 def stored(form: Leftover, node: AffineNode, affine: Affine) -> tuple[Array, Array] | None:
@@ -29,6 +29,11 @@ def stored(form: Leftover, node: AffineNode, affine: Affine) -> tuple[Array, Arr
         return None
     scale, shift = (round_once(array, np.dtype(dtype_name)) for array in (affine.scale, affine.shift))
     return scale, shift
+
+
+def form_of(form: Leftover, node: AffineNode, plan: Plan) -> Leftover:
+    """What an affine that stays is to be: a convolution only where it always runs."""
+    return Leftover.MUL_ADD if form is Leftover.CONV and node not in plan.never_empty else form
 
 
 def wants_convolution(form: Leftover, node: AffineNode) -> bool:

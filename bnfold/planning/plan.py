@@ -156,14 +156,17 @@ class Junction:
         target: The node that stays, for all of them.
         collapsed: Nodes that go away, in the order of the graph, each with the position of an input: that input and
             the output become one tensor, with the value of the output.
+        bypassed: Nodes that added up more than is left of them: likewise, with the value of the input, which may have a
+            smaller shape than the output.
         gone: Nodes that go away together with what they compute.
         changed: Values that are no longer what they were, besides those that the collapsed nodes read.
-        reshaped: Those of them that have another shape, too.
+        reshaped: Those of them that have another shape, too, or may have.
         after: How many of the plan's steps come before.
     """
 
     target: MapNode | AffineNode
     collapsed: tuple[tuple[Node, int], ...]
+    bypassed: tuple[tuple[Node, int], ...]
     gone: tuple[Node, ...]
     changed: tuple[Value, ...]
     reshaped: tuple[Value, ...]
@@ -183,6 +186,7 @@ class Plan:
         steps: What has to be rewired, in order.
         foldings: The maps whose weights change, with what they absorb.
         leftovers: The affines that stay as an operation of their own, with what was composed into them.
+        never_empty: Those of them whose input has elements along all axes but the batch, whenever the model runs.
         merges: The maps and affines that became one.
         apart: Those that could have, but for a reason.
         junctions: What has to be rewired for the merges, in order.
@@ -198,6 +202,7 @@ class Plan:
     apart: tuple[Apart, ...] = ()
     junctions: tuple[Junction, ...] = field(default=(), repr=False)
     assumptions: tuple[str, ...] = ()
+    never_empty: frozenset[AffineNode] = field(default=frozenset(), repr=False)
 
     @property
     def batch_norms(self) -> int:

@@ -19,6 +19,7 @@ from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
 from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
+from bnfold.planning.emptiness import never_empty
 from bnfold.planning.forward import Forward
 from bnfold.planning.merging.search import Found, Merging
 from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
@@ -86,6 +87,7 @@ class _Move:
 class _Search:
     def __init__(self, graph: Graph, skipped: set[AffineNode], *, compose: bool, merge: bool) -> None:
         self._compose = compose
+        self._graph = graph
         self._nodes = graph.affines
         self._skipped = skipped
         self._affines = {
@@ -200,6 +202,7 @@ class _Search:
                 names = tuple(part.name for part in composed)
                 batch_norms = len([part for part in composed if part.kind is Kind.BATCH_NORM])
                 left.append(Left(names, node.kind, stop.code, stop.reason, batch_norms))
+        full = never_empty(self._graph)
         return Plan(
             tuple(folds),
             tuple(left),
@@ -209,6 +212,7 @@ class _Search:
             tuple(self._merges),
             tuple(self._apart),
             tuple(self._junctions),
+            frozenset(node for node in self._affines if node.inputs[0] in full),
         )
 
     def _join(self, found: Found) -> None:
@@ -216,8 +220,8 @@ class _Search:
         assert self._merging is not None  # it has found the merge
         junction = replace(found.junction, after=len(self._steps))
         target = junction.target
-        collapsed = [node for node, _ in junction.collapsed]
-        for node in (*junction.gone, *collapsed):
+        replaced = [node for node, _ in (*junction.collapsed, *junction.bypassed)]
+        for node in (*junction.gone, *replaced):
             self._merging.gone.add(node)
             if isinstance(node, MapNode):
                 self._foldings.pop(node, None)
@@ -227,6 +231,8 @@ class _Search:
             self._tensors.drop(node)
         for node, position in junction.collapsed:
             self._tensors.remove(node, position)
+        for node, position in junction.bypassed:
+            self._tensors.bypass(node, position)
         if found.folding is not None and isinstance(target, MapNode):
             self._foldings[target] = found.folding
             self._tensors.become(target, found.folding.linear)

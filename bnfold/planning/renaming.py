@@ -3,8 +3,8 @@
 An affine that goes away makes its input and its output one tensor. Going backward it leaves the tensor with the value
 that its output had, so the tensor takes the output's name; going forward, with the value of its input, and the input's
 name; going both ways, with neither. Where branches become one map, their sum keeps its name, and so does the result of
-the second of two maps in a row. Everything between a map and its affine differs from the original, and gets a name
-that the original did not have.
+the second of two maps in a row, and what is left alone of an addition. Everything between a map and its affine differs
+from the original, and gets a name that the original did not have.
 """
 
 from collections import defaultdict
@@ -60,6 +60,12 @@ class Renaming:
             for value in (source, target):
                 self._touch(value, junction.target)
             kept = self._root(target)
+            self._unite(target, source, self._names.get(kept, kept.name))
+        for node, position in junction.bypassed:
+            target, source = node.outputs[0], node.inputs[position]
+            self._touch(target, junction.target)
+            self.reshaped.add(target)
+            kept = self._root(source)
             self._unite(target, source, self._names.get(kept, kept.name))
 
     def _touch(self, value: Value, node: Node) -> None:

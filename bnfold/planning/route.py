@@ -44,8 +44,22 @@ def into_map(node: MapNode, axis: int, channels: int, array: Float64Array, side:
     """The part as a vector along the channels of a linear map, or why it is none."""
     if array.ndim >= -axis and array.size == array.shape[axis] and array.size in (1, channels):
         return array.reshape(-1) if array.size == channels else np.full(channels, array.item())
-    where = f"{side} channels of {node.op_type} '{node.name}' (axis {axis}, size {channels})"
-    return Stop(StopCode.CHANNEL_AXIS, f"it does not act on the {where}")
+    where = f"it does not act on the {side} channels of {node.op_type} '{node.name}' (axis {axis}, size {channels})"
+    others = [at for at, size in enumerate(array.shape) if size != 1 and at != array.ndim + axis]
+    along = f"it varies along axis {others[0]} of {array.ndim}, so " if others else ""
+    return Stop(StopCode.CHANNEL_AXIS, along + where)
+
+
+def changes_type(source: Value, node: Node) -> Stop | None:
+    """Why an affine does not move between an input of a node and its output: they are of different element types.
+
+    What the node rounds, or computes in fewer digits, would be another number.
+    """
+    result = node.outputs[0]
+    if source.dtype == result.dtype or not source.dtype or not result.dtype:
+        return None
+    what = f"{node.op_type} '{node.name}' makes {result.dtype} of {source.dtype}"
+    return Stop(StopCode.CHANGES_DTYPE, f"{what}, and what it rounds must not change")
 
 
 def listed(names: Iterator[str], count: int, limit: int = 3) -> str:

@@ -12,7 +12,10 @@ class Tensors:
     def __init__(self) -> None:
         self._parents: dict[Value, Value] = {}
         self._uses: dict[Value, Counter[Node]] = {}
+        self._measures: dict[Value, tuple[str, ...]] = {}
         self._observed: dict[Value, Value | None] = {}
+        self._shapes: dict[Value, Value] = {}
+        self._instead: dict[Value, Value] = {}
         self._linears: dict[MapNode, LinearMap] = {}
 
     def root(self, value: Value) -> Value:
@@ -30,6 +33,20 @@ class Tensors:
             self._uses[root] = Counter(root.uses)
         return self._uses[root]
 
+    def measures(self, root: Value) -> tuple[str, ...]:
+        """The names of the nodes that read the shape or the element type of a tensor, and no element."""
+        return self._measures.get(root, tuple(root.measured_by))
+
+    def shape(self, root: Value) -> tuple[int | str | None, ...] | None:
+        """The shape of a tensor."""
+        return self._shapes.get(root, root).shape
+
+    def instead(self, value: Value) -> Value:
+        """What is read where a value was, of which only one operand is left; it may have a smaller shape."""
+        while value in self._instead:
+            value = self._instead[value]
+        return value
+
     def observed(self, root: Value) -> Value | None:
         """The value as which a tensor is seen from outside the graph, if it is."""
         return self._observed.get(root, root if root.observer is not None else None)
@@ -44,11 +61,22 @@ class Tensors:
 
     def remove(self, node: Node, position: int = 0) -> None:
         """Makes one input of a node and its output one tensor; the node reads nothing any more."""
+        source, target = self._join(node, position)
+        self._shapes[source] = self._shapes.get(target, target)
+
+    def bypass(self, node: Node, position: int) -> None:
+        """The same for a node of which one operand is left, and the output with it."""
+        self._join(node, position)
+        self._instead[node.outputs[0]] = node.inputs[position]
+
+    def _join(self, node: Node, position: int) -> tuple[Value, Value]:
         source, target = self.root(node.inputs[position]), self.root(node.outputs[0])
         self.drop(node)
         self.uses(source).update(self.uses(target))
+        self._measures[source] = self.measures(source) + self.measures(target)
         self._observed[source] = self.observed(source) or self.observed(target)
         self._parents[target] = source
+        return source, target
 
     def drop(self, node: Node) -> None:
         """Takes away a node that nothing reads."""

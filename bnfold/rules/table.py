@@ -40,6 +40,12 @@ _NONLINEAR = frozenset(
 )
 
 
+def is_elementwise(node: OpNode) -> bool:
+    """Whether each element of the output is made of the one in its place: the output has the shape of the input."""
+    nonlinear = node.op_type in _NONLINEAR or (node.stop is not None and node.stop.code is StopCode.NONLINEAR)
+    return node.op in (Op.IDENTITY, Op.RELU) or (nonlinear and len(node.inputs) == len(node.outputs) == 1)
+
+
 def _no_rule(node: OpNode) -> Stop:
     if node.stop is not None:
         return node.stop

@@ -646,3 +646,48 @@ def test_a_fault_in_a_merged_kernel_is_found(tmp_path):
     assert report.verdict == "fail"
     assert report.sites[0].verdict == "fail"
     assert conv.name in report.sites[0].nodes
+
+
+NOT_IDEMPOTENT_ONCE = {
+    "a BN and a pool": "r = Relu (x) n = NORM (r) p = AveragePool <POOL> (r) y = Add (n, p)",
+    "a BN before a pool": "r = Relu (x) n = NORM (r) p = AveragePool <POOL> (n) q = AveragePool <POOL> (r)"
+    " y = Add (p, q)",
+    "a BN before a pool, and a map": "r = Relu (x) n = NORM (r) p = AveragePool <POOL> (n) a = Conv <PADS> (r, w3)"
+    " y = Add (p, a)",
+    "a BN that might stand for a map": "r = Relu (x) n = NORM (r) a = Conv <PADS> (r, w3) z = Sigmoid (x)"
+    " d = Sub (z, a) y = Sub (n, d)",
+    "a BN that stands for another": "r = Relu (x) n = NORM (r) m = NORM (r) z = Sigmoid (x) d = Sub (z, m)"
+    " y = Sub (n, d)",
+    "a BN that another stands for": "r = Relu (x) n = NORM (r) m = NORM (r) z = Sigmoid (x) d = Sub (n, z)"
+    " e = Sub (z, d) y = Sub (m, e)",
+    "two BNs, one of which would change a sign": "r = Relu (x) n = NORM (r) m = NORM (r) z = Sigmoid (x)"
+    " d = Sub (z, n) y = Sub (d, m)",
+    "a pool behind two BNs": "r = Relu (x) n = NORM (r) p = AveragePool <POOL> (n) m = NORM (p) y = Add (m, r)",
+}
+
+
+@pytest.mark.parametrize("case", NOT_IDEMPOTENT_ONCE)
+@pytest.mark.parametrize("shape", ["float[2, 4, 7, 8]", "float[2, 4, H, W]"])
+def test_a_second_fold_merges_no_bn_that_has_become_a_conv(case, shape):
+    pads = "pads = [1, 1, 1, 1]"
+    body = NOT_IDEMPOTENT_ONCE[case].replace("POOL", f"kernel_shape = [3, 3], {pads}, count_include_pad = 1")
+    body = body.replace("PADS", pads).replace("NORM (r)", "BatchNormalization (r, bn_g, bn_b, bn_m, bn_v)")
+    body = body.replace("NORM (p)", "BatchNormalization (p, bn_g, bn_b, bn_m, bn_v)")
+    constants = {name: array.astype(np.float32) for name, array in batch_norm(4).items()}
+    if "w3" in body:
+        constants["w3"] = random(4, 4, 3, 3, dtype=np.float32)
+    model = parse(graph(body, shape, "float[N, C, P, Q]"), **constants)
+    for leftover in ("conv", "mul-add", "keep"):
+        fold(model, merge=True, compare=False, leftover=leftover)
+    fold(to_double(model), merge=True, feeds={"x": random(2, 4, 7, 8)})
+
+
+def test_a_depthwise_conv_of_one_tap_becomes_no_larger_one():
+    """What a BN that stays is written as; another branch of its kind may still be added to it."""
+    w = {"w": random(4, 1, 1, 1), "v": random(4, 1, 1, 1, seed=1)}
+    point = "a = Conv <group = 4> (x, w)"
+    pool = "b = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (x)"
+    stays = fold(parse(graph(f"{point} {pool} y = Add (a, b)"), w=w["w"]), merge=True)
+    assert not stays.plan.merges
+    goes = fold(parse(graph(f"{point} b = Conv <group = 4> (x, v) y = Add (a, b)"), **w), merge=True)
+    assert goes.count("Conv") == 1

@@ -198,12 +198,12 @@ def test_a_sum_without_some_of_its_leaves(data):
         return
     after = dict(inputs)
     after[heir.value] = rewired.sign * sum(leaf.sign * inputs[leaf.value] for leaf in (heir, *gone))
-    collapsed = dict(rewired.collapsed)
+    left = dict(rewired.collapsed) | dict(rewired.bypassed)
     for node in graph.nodes:
         if node in rewired.gone:
             continue
-        if node in collapsed:
-            after[node.outputs[0]] = after[node.inputs[collapsed[node]]]
+        if node in left:
+            after[node.outputs[0]] = after[node.inputs[left[node]]]
         else:
             after |= _evaluate([node], after)
         if node.outputs[0] not in rewired.changed:

@@ -5,6 +5,7 @@ over the name of the BN's output; every other value that now differs gets a new 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -16,7 +17,18 @@ from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.edit.leftover import leftover_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.lift import Handle, Scope
-from bnfold.onnx.proto.names import FreshNames, defined_names, interface, label, nested
+from bnfold.onnx.proto.names import (
+    FreshNames,
+    GraphLike,
+    defined_names,
+    interface,
+    label,
+    nested,
+    rename_own,
+    rename_reads,
+    subgraphs,
+)
+from bnfold.planning.leftover import form_of
 from bnfold.planning.plan import Leftover, Plan
 from bnfold.planning.renaming import Renaming
 
@@ -38,11 +50,12 @@ def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
     for step in plan.steps:
         editor.remove(_handle(step.source))
     for junction in plan.junctions:
-        for gone in (*junction.gone, *(node for node, _ in junction.collapsed)):
+        for gone in (*junction.gone, *(node for node, _ in (*junction.collapsed, *junction.bypassed))):
             editor.remove(_handle(gone))
     for stays, affine in plan.leftovers.items():
         handle = _handle(stays)
-        written = leftover_nodes(leftover, stays, affine, handle.node, editor.names)
+        form = form_of(leftover, stays, plan)
+        written = leftover_nodes(form, stays, affine, handle.node, editor.names)
         if written is not None:
             nodes, tensors = written
             editor.remove(handle)
@@ -62,7 +75,7 @@ class _Editor:
         self._inserted: dict[Scope, dict[int, list[onnx.NodeProto]]] = defaultdict(lambda: defaultdict(list))
         self._renamed: dict[Scope, dict[str, str]] = defaultdict(dict)
         self._released: dict[Scope, set[str]] = defaultdict(set)
-        self._reshaped: set[str] = set()
+        self._reshaped: dict[Scope, set[str]] = defaultdict(set)
 
     def remove(self, handle: Handle) -> None:
         """Marks the nodes behind a handle as gone."""
@@ -143,13 +156,15 @@ class _Editor:
     def rename(self, renaming: Renaming) -> None:
         """Marks values as renamed."""
         for node, value, name in renaming.final(self.names.fresh):
-            self._renamed[_handle(node).scope][value.name] = name
+            scope = _handle(node).scope
+            self._renamed[scope][value.name] = name
             if value in renaming.reshaped:
-                self._reshaped.add(value.name)
+                self._reshaped[scope].add(value.name)
 
     def finish(self) -> bool:
         """Makes the edits; says whether there were any."""
-        for scope in {*self._removed, *self._inserted, *self._renamed}:
+        # Inner graphs first: what is of their own may have to be called something else for what is around them.
+        for scope in sorted({*self._removed, *self._inserted, *self._renamed}, key=lambda scope: -scope.depth):
             self._edit(scope)
         for root in {id(scope.root): scope.root for scope in self._released}.values():
             released = [
@@ -166,22 +181,28 @@ class _Editor:
                 nodes.insert(index + 1, node)
             if index in self._removed[scope]:
                 del nodes[index]
-        if renamed:
-            # Nested graphs may still read the shape or the type of a value that is called something else now.
-            for node in [node for graph in nested(scope.graph) for node in graph.node]:
-                for names in (node.input, node.output):
-                    for position, name in enumerate(names):
-                        if name in renamed:
-                            names[position] = renamed[name]
+        # Nested graphs may still read the shape or the type of a value that is called something else now.
+        self._make_way(scope.graph, renamed)
+        rename_reads(scope.graph, renamed)
         declared = {item.name: item for item in scope.graph.value_info}
         known = {*declared, *interface(scope.graph)}
         for old, new in renamed.items():
-            if old in declared and new not in known and old not in self._reshaped:
+            if old in declared and new not in known and old not in self._reshaped[scope]:
                 scope.graph.value_info.add().CopyFrom(declared[old])
                 scope.graph.value_info[-1].name = new
                 known.add(new)
         vanished.difference_update(defined_names(scope.graph))
         forget(scope.graph, vanished | set(renamed), keep_inputs=True)
+
+    def _make_way(self, graph: GraphLike, renamed: Mapping[str, str]) -> None:
+        """Renames what nested graphs have of their own by a name that a value before them is to have."""
+        computed: set[str] = set()
+        for node in graph.node:
+            for inner in (inner for _, outermost in subgraphs(node) for inner in nested(outermost)):
+                own = sorted(computed.intersection(defined_names(inner)))
+                if own and isinstance(inner, onnx.GraphProto):
+                    rename_own(inner, {name: self.names.fresh(name) for name in own})
+            computed.update(renamed[name] for name in node.output if name in renamed)
 
 
 def _set_form(proto: onnx.NodeProto, linear: LinearMap) -> None:
@@ -190,16 +211,18 @@ def _set_form(proto: onnx.NodeProto, linear: LinearMap) -> None:
         for given in proto.attribute:
             if given.name == "alpha":
                 given.f = 1.0
-    if proto.op_type != "Conv" or linear.window is None:
+    if proto.op_type not in ("Conv", "ConvTranspose") or linear.window is None:
         return
     window = linear.window
     attributes = {
         "kernel_shape": linear.weight.shape[2:],
         "strides": window.strides,
         "dilations": window.dilations,
-        "pads": window.before + window.after,
+        "pads": window.before + tuple(max(0, after) for after in window.after),
         "group": linear.groups,
     }
+    if proto.op_type == "ConvTranspose":
+        attributes["output_padding"] = tuple(max(0, -after) for after in window.after)
     for index in reversed(range(len(proto.attribute))):
         if proto.attribute[index].name in {*attributes, "auto_pad"}:
             del proto.attribute[index]

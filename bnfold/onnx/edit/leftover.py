@@ -1,8 +1,8 @@
 """The affines that stay, written as the frozen linear transform instead of BatchNormalization.
 
 Two forms: a 1x1 depthwise Conv with bias, or Mul and Add. The Conv is one pass over memory and fuses with a following
-Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for. Everything
-else becomes Mul and Add. An Add of zeros is not written.
+Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for, and does not
+run on an empty image. Everything else becomes Mul and Add. An Add of zeros is not written.
 """
 
 import onnx

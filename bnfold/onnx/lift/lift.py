@@ -26,13 +26,26 @@ from bnfold.onnx.lift.nodes import (
 )
 from bnfold.onnx.lift.shape_inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
-from bnfold.onnx.proto.names import GraphLike, is_standard, label, nested, opset_version, subgraphs
+from bnfold.onnx.proto.names import (
+    GraphLike,
+    defined_names,
+    is_standard,
+    label,
+    opset_version,
+    reads_from_outside,
+    subgraphs,
+)
 from bnfold.reasons import Stop, StopCode
 
 _JOINS = frozenset({Op.ADD, Op.MUL, Op.DIV, Op.CONCAT})
 """Operators that affines move past to several inputs."""
 
-_READS_TYPE_ONLY = {("Shape", 0), ("Size", 0), ("CastLike", 1)}
+_READS_TYPE_ONLY = frozenset(
+    {
+        *(("Shape", 0), ("Size", 0), ("CastLike", 1), ("EyeLike", 0)),
+        *(("RandomNormalLike", 0), ("RandomUniformLike", 0)),
+    }
+)
 """Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
 
 
@@ -45,6 +58,7 @@ class Scope:
         constants: What is constant in it.
         opset: The version of the default domain.
         root: The main graph or function that it is nested in, or itself.
+        depth: How many graphs are around it.
         prefix: What the names of its nodes begin with in reports.
     """
 
@@ -52,6 +66,7 @@ class Scope:
     constants: Constants
     opset: int
     root: GraphLike
+    depth: int
     prefix: str
 
 
@@ -97,13 +112,13 @@ def lift(model: OnnxModel) -> Graph:
     main = model.proto.graph
     opset = opset_version(model.proto.opset_import)
     types = value_types(result.graph)
-    scope = Scope(main, Constants(model, main, opset, types), opset, main, "")
+    scope = Scope(main, Constants(model, main, opset, types), opset, main, 0, "")
     _Lifter(graph, scope).lift(types, result.graph)
     for function in model.proto.functions:
         opset = opset_version(function.opset_import)
         types = value_types(function)
         prefix = f"{function.domain}.{function.name}/"
-        scope = Scope(function, Constants(model, function, opset, types), opset, function, prefix)
+        scope = Scope(function, Constants(model, function, opset, types), opset, function, 0, prefix)
         _Lifter(graph, scope).lift(types, function)
     _make_names_unique(graph)
     return graph
@@ -118,6 +133,7 @@ class _Lifter:
         self._outer = outer
         self._values: dict[str, Value] = {}
         self._types: ValueTypes = {}
+        self._own = frozenset(defined_names(scope.graph))
         self._readers = _readers(scope.graph)
 
     def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
@@ -138,6 +154,9 @@ class _Lifter:
         in_bias: set[int] = set()
         for index, node in enumerate(scope.graph.node):
             outputs = [name for name in node.output if name]
+            for position, name in enumerate(node.input):
+                if _reads_type_only(node, position):
+                    self._measure(name, scope.prefix + label(node))
             if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
                 continue
             bias_index = self._find_bias(node)
@@ -153,9 +172,12 @@ class _Lifter:
 
     def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         scope = self._scope
-        types = {**self._types, **value_types(inferred)}
+        own = {*defined_names(graph)}
+        outer = {name: known for name, known in self._types.items() if name not in own}
+        types = {**outer, **value_types(inferred)}
         constants = Constants(scope.constants.model, graph, scope.opset, types, scope.constants)
-        _Lifter(self._graph, Scope(graph, constants, scope.opset, scope.root, prefix), self).lift(types, inferred)
+        inner = Scope(graph, constants, scope.opset, scope.root, scope.depth + 1, prefix)
+        _Lifter(self._graph, inner, self).lift(types, inferred)
 
     def _lift_node(self, node: onnx.NodeProto, handle: Handle) -> Node:
         name = self._scope.prefix + label(node)
@@ -250,8 +272,7 @@ class _Lifter:
     def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
         """The inputs of a node that are not constant and whose elements it reads."""
         for position, name in enumerate(node.input):
-            type_only = is_standard(node, node.op_type) and (node.op_type, position) in _READS_TYPE_ONLY
-            if name and not type_only and not self._scope.constants.is_constant(name):
+            if name and not _reads_type_only(node, position) and not self._scope.constants.is_constant(name):
                 yield name
 
     def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
@@ -284,6 +305,13 @@ class _Lifter:
         value.observer = value.observer or Stop(StopCode.CAPTURED, "is read inside a nested graph")
         return value
 
+    def _measure(self, name: str, reader: str) -> None:
+        """Notes on a value of this scope, or of one around it, that a node reads its shape or its type."""
+        if name in self._values:
+            self._values[name].measured_by.append(reader)
+        elif self._outer is not None and name not in self._own:
+            self._outer._measure(name, reader)
+
     def _find_bias(self, node: onnx.NodeProto) -> int | None:
         """The position of the Add that gives a MatMul with a constant its bias."""
         if not is_standard(node, "MatMul") or self._scope.opset < OLDEST_OPSET:
@@ -295,6 +323,10 @@ class _Lifter:
         rank = self._types.get(node.output[0], (None, ""))[0]
         fits = is_bias_add(node, add, self._scope.constants, None if rank is None else len(rank))
         return readers[0] if fits else None
+
+
+def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:
+    return (node.op_type, position) in _READS_TYPE_ONLY and is_standard(node, node.op_type)
 
 
 def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
@@ -327,11 +359,8 @@ def _readers(graph: GraphLike) -> _Readers:
         for name in node.input:
             of.setdefault(name, []).append(index)
         for _, inner in subgraphs(node):
-            for nested_graph in nested(inner):
-                for name in (name for inner_node in nested_graph.node for name in inner_node.input):
-                    of.setdefault(name, []).append(None)
-                for value in nested_graph.output:
-                    of.setdefault(value.name, []).append(None)
+            for name in reads_from_outside(inner):
+                of.setdefault(name, []).append(None)
     outputs = graph.output if isinstance(graph, onnx.FunctionProto) else [value.name for value in graph.output]
     return _Readers(of, frozenset(outputs))
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from bnfold.algebra.affine import Affine, batch_norm_defect
-from bnfold.algebra.linear_map import PADS_WITH_ZEROS, LinearMap, Window
+from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Value
@@ -222,7 +222,7 @@ def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...]) -> str:
         and not any(ints_attribute(node, "output_padding"))
         and find_attribute(node, "output_shape") is None
     )
-    return "" if whole else "is transposed, so its outputs do not each sum the whole kernel"
+    return "" if whole else IS_TRANSPOSED
 
 
 def lift_window(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Window | None:

@@ -1,6 +1,6 @@
 """Names, attributes and nesting of ONNX graphs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
@@ -129,6 +129,41 @@ def defined_names(graph: GraphLike) -> Iterator[str]:
     if isinstance(graph, onnx.GraphProto):
         yield from (tensor.name for tensor in graph.initializer)
         yield from (sparse.values.name for sparse in graph.sparse_initializer)
+
+
+def reads_from_outside(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names of the values around a nested graph that it reads, one entry for each use."""
+    own = {*defined_names(graph), ""}
+    for node in graph.node:
+        yield from (name for name in node.input if name not in own)
+        for _, inner in subgraphs(node):
+            yield from (name for name in reads_from_outside(inner) if name not in own)
+    yield from (value.name for value in graph.output if value.name not in own)
+
+
+def rename_reads(graph: GraphLike, renamed: Mapping[str, str]) -> None:
+    """Calls values something else wherever the nodes of a graph read or compute them.
+
+    The graphs in these nodes read them too, except where a name is that of a value of their own.
+    """
+    for node in graph.node if renamed else ():
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                if name in renamed:
+                    names[position] = renamed[name]
+        for _, inner in subgraphs(node):
+            own = {*defined_names(inner)}
+            rename_reads(inner, {old: new for old, new in renamed.items() if old not in own})
+
+
+def rename_own(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Calls values of a nested graph something else, its inputs and outputs too: nobody knows these by name."""
+    rename_reads(graph, renamed)
+    tensors = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    for item in (*graph.input, *graph.output, *graph.value_info, *tensors):
+        item.name = renamed.get(item.name, item.name)
+    for annotation in graph.quantization_annotation:
+        annotation.tensor_name = renamed.get(annotation.tensor_name, annotation.tensor_name)
 
 
 def _value_names(graph: GraphLike) -> Iterator[str]:

@@ -78,17 +78,18 @@ class Branches:
             value, reader, path = producer.inputs[0], producer, (producer, *path)
             if is_identity(producer):
                 continue
-            if isinstance(producer, AffineNode):
-                if kernel is not None or affine is not None:
+            if isinstance(producer, AffineNode) and kernel is None:
+                if affine is not None:
                     return terms
                 affine = self._affines[producer]
                 terms.append(Term(leaf, self._origin(value), path, affine))
                 continue
             length += 1
-            step = self.kernel(producer)
+            step = self.kernel(producer, kernel)
             if step is None:
-                reason = f"the padding of {producer.op_type} '{producer.name}' depends on the size of its input"
-                blocked.setdefault(self._origin(value), Stop(StopCode.PADDING, reason))
+                if not isinstance(producer, AffineNode):
+                    reason = f"the padding of {producer.op_type} '{producer.name}' depends on the size of its input"
+                    blocked.setdefault(self._origin(value), Stop(StopCode.PADDING, reason))
                 return terms
             if affine is not None:  # behind a pool that counts zeros, or it would have been absorbed
                 kernel, affine = of_affine(affine, step), None
@@ -104,10 +105,12 @@ class Branches:
     def _takes_part(self, node: Node) -> bool:
         return isinstance(node, MapNode) or node in self._affines or pool_of(node) is not None
 
-    def kernel(self, node: Node) -> Kernel | None:
-        """What a map or an average pool is; None if it is not known how it slides."""
+    def kernel(self, node: Node, behind: Kernel | None = None) -> Kernel | None:
+        """What a map or an average pool is, or an affine before another kernel; None if that is not known."""
         if isinstance(node, MapNode):
             return of_map(self._foldings.get(node, Folding(self._tensors.linear(node))))
+        if isinstance(node, AffineNode):
+            return None if behind is None else of_affine(self._affines[node], behind)
         along, shape = pool_of(node), node.inputs[0].shape
         channels = None if shape is None else shape[1]
         if along is None or along.window is None or not isinstance(channels, int):

@@ -21,12 +21,12 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain, chain_is_less_work, total
 from bnfold.algebra.kernels import Kernel, as_map, of_affine
 from bnfold.algebra.linear_map import Folding
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, Value
 from bnfold.planning.destinations import grows
 from bnfold.planning.merging.branches import Branches, Term, is_identity, pool_of
-from bnfold.planning.merging.sums import Sum
+from bnfold.planning.merging.sums import Rewired, Sum, is_sum
 from bnfold.planning.plan import Junction, Merge, MergeKind
-from bnfold.planning.route import seen_by_others
+from bnfold.planning.route import listed, seen_by_others
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 
@@ -72,9 +72,7 @@ class Merging:
         self._branches = Branches(tensors, foldings, affines)
         self.gone: set[Node] = set()
         self.places = [
-            node
-            for node in graph.nodes
-            if isinstance(node, MapNode) or (isinstance(node, OpNode) and node.op is Op.ADD and len(node.inputs) > 1)
+            node for node in graph.nodes if isinstance(node, MapNode) or (is_sum(node) and len(node.inputs) > 1)
         ]
 
     def at(self, node: Node) -> "Found | Stop | None":
@@ -116,7 +114,8 @@ class Merging:
                 if kernel is not None:
                     kernels[term] = kernel
             count = len(like.axes)
-            sizes = [size if isinstance(size, int) else None for size in (source.shape or (None,) * count)[-count:]]
+            shape = self._tensors.shape(source) or (None,) * count
+            sizes = [size if isinstance(size, int) else None for size in shape[-count:]]
             for cluster in _clusters(kernels, sizes if count else [], stops):
                 found = self._map_of(sum_, cluster, kernels, sizes if count else [])
                 if isinstance(found, Found):
@@ -141,6 +140,8 @@ class Merging:
             target = next((node for node in carrier.path if not is_identity(node)), None)
             if not isinstance(target, MapNode) or any(isinstance(node, AffineNode) for node in carrier.path):
                 continue
+            if not kernel.is_affine and any(map(self._is_affine, carrier.path)):
+                continue  # what is an affine now, or was before a fold, does not become more than that
             rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
             if isinstance(rewired, Stop):
                 stop = rewired
@@ -149,7 +150,10 @@ class Merging:
             defect = folding.defect()
             if defect is not None:
                 return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")
-            junction = self._junction(terms, carrier, target, rewired.collapsed, rewired.gone, rewired.changed)
+            junction = self._junction(terms, carrier, target, rewired)
+            if isinstance(junction, Stop):
+                stop = junction
+                continue
             linear = folding.linear
             merge = Merge(
                 nodes=_names(junction),
@@ -167,8 +171,19 @@ class Merging:
             return Found(junction, merge, folding, None)
         return stop
 
+    def _is_affine(self, node: Node) -> bool:
+        kernel = self._branches.kernel(node) if isinstance(node, MapNode) else None
+        return kernel is not None and kernel.is_affine
+
     def _affine_of(self, sum_: Sum, terms: Sequence[Term]) -> Found | Stop:
-        carrier = next(term for term in terms if _is_batch_norm(term))
+        """The affine that all terms add up to, in the place of the first BN among them that can stand for them."""
+        carriers = (term for term in terms if _is_batch_norm(term))
+        found = self._affine_at(sum_, terms, next(carriers))
+        while isinstance(found, Stop) and (carrier := next(carriers, None)) is not None:
+            found = self._affine_at(sum_, terms, carrier)
+        return found
+
+    def _affine_at(self, sum_: Sum, terms: Sequence[Term], carrier: Term) -> Found | Stop:
         target = next(node for node in carrier.path if isinstance(node, AffineNode))
         rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
         if isinstance(rewired, Stop):
@@ -184,7 +199,9 @@ class Merging:
             return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
         if not affine.fits(target.inputs[0].dtype):
             return Stop(StopCode.OVERFLOW, f"added up in '{target.name}' they cannot be stored")
-        junction = self._junction(terms, carrier, target, rewired.collapsed, rewired.gone, rewired.changed)
+        junction = self._junction(terms, carrier, target, rewired)
+        if isinstance(junction, Stop):
+            return junction
         channels = max(affine.scale.size, affine.shift.size)
         count = len([term for term in terms if term.what is not None])
         merge = Merge(
@@ -207,19 +224,29 @@ class Merging:
         terms: Sequence[Term],
         carrier: Term,
         target: MapNode | AffineNode,
-        collapsed: Sequence[tuple[OpNode, int]],
-        gone: Sequence[OpNode],
-        changed: Sequence[Value],
-    ) -> Junction:
+        rewired: Rewired,
+    ) -> Junction | Stop:
         behind = carrier.path[carrier.path.index(target) + 1 :]
-        return Junction(
+        junction = Junction(
             target=target,
-            collapsed=(*((node, 0) for node in behind), *collapsed),
-            gone=(*(node for term in terms if term is not carrier for node in term.path), *gone),
-            changed=(target.outputs[0], *(node.outputs[0] for node in behind), *changed),
-            reshaped=tuple(node.inputs[0] for node in behind if not is_identity(node)),
+            collapsed=(*((node, 0) for node in behind), *rewired.collapsed),
+            bypassed=rewired.bypassed,
+            gone=(*(node for term in terms if term is not carrier for node in term.path), *rewired.gone),
+            changed=(target.outputs[0], *(node.outputs[0] for node in behind), *rewired.changed),
+            reshaped=(*(node.inputs[0] for node in behind if not is_identity(node)), *rewired.smaller),
             after=0,
         )
+        return self._measured(junction) or junction
+
+    def _measured(self, junction: Junction) -> Stop | None:
+        """Why values must keep their shapes that a junction would take away or change."""
+        gone = (*junction.gone, *(node for node, _ in junction.bypassed))
+        for value in (*(output for node in gone for output in node.outputs), *junction.reshaped):
+            names = self._tensors.measures(self._tensors.root(value))
+            if names:
+                reason = f"the shape or the element type of '{value.name}' is read by {listed(iter(names), len(names))}"
+                return Stop(StopCode.SHAPE_IS_READ, reason)
+        return None
 
     def _chain_at(self, second: MapNode) -> "Found | Stop | None":
         """A map and the one that reads it as one, where that is less work."""
@@ -241,7 +268,10 @@ class Merging:
         defect = folding.defect()
         if defect is not None:
             return Stop(StopCode.OVERFLOW, f"{first.op_type} '{first.name}': {defect}")
-        junction = Junction(first, ((second, 0),), (), (first.outputs[0],), (second.inputs[0],), 0)
+        junction = Junction(first, ((second, 0),), (), (), (first.outputs[0],), (second.inputs[0],), 0)
+        stop = self._measured(junction)
+        if stop is not None:
+            return stop
         linear = folding.linear
         merge = Merge(
             nodes=(second.name,),

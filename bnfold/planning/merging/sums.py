@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self, TypeGuard
 
 from bnfold.graph import Node, Op, OpNode, Signs, Value
-from bnfold.planning.route import seen_by_others
+from bnfold.planning.route import changes_type, seen_by_others
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 
@@ -32,15 +32,20 @@ class Rewired:
     """A tree after some of its leaves have gone.
 
     Attributes:
-        collapsed: Nodes with one operand left, and which that is; operands first.
+        collapsed: Nodes with one operand left, which is the whole of what they added up, and which operand that is;
+            operands first.
+        bypassed: Nodes with one operand left, what else they added up being somewhere else, and which that is.
         gone: Nodes with none left.
-        changed: The results of nodes that stay or collapse and no longer are what they were.
+        changed: The results of nodes that stay or go and no longer are what they were.
+        smaller: Those of them that stay and may have a smaller shape: what is left of them may be broadcast.
         sign: What the sum multiplies the leaf by that stands for those that have gone.
     """
 
     collapsed: tuple[tuple[OpNode, int], ...]
+    bypassed: tuple[tuple[OpNode, int], ...]
     gone: tuple[OpNode, ...]
     changed: tuple[Value, ...]
+    smaller: tuple[Value, ...]
     sign: int
 
 
@@ -65,7 +70,7 @@ class Sum:
         readers = tensors.uses(result)
         if tensors.observed(result) is None and len(readers) == 1 and readers.total() == 1:
             (reader,) = readers
-            if _is_sum(reader):
+            if is_sum(reader):
                 return None
         nodes: list[OpNode] = []
         inner: dict[OpNode, dict[int, OpNode]] = {}
@@ -78,7 +83,7 @@ class Sum:
             for position, (value, own) in enumerate(zip(node.inputs, _signs(node), strict=True)):
                 root = tensors.root(value)
                 operand = root.producer
-                if _is_sum(operand) and seen_by_others(tensors, root, node) is None:
+                if is_sum(operand) and seen_by_others(tensors, root, node) is None:
                     inner[node][position] = operand
                     waiting.append((operand, sign * own))
                 else:
@@ -91,15 +96,20 @@ class Sum:
         members = dropped | {(heir.node, heir.position)}
         lost: set[OpNode] = set()
         line: set[tuple[OpNode, int]] = {(heir.node, heir.position)}
+        holders: set[OpNode] = set()
         covered: dict[OpNode, int] = {}
         collapsed: list[tuple[OpNode, int]] = []
+        bypassed: list[tuple[OpNode, int]] = []
         changed: list[Value] = []
+        smaller: list[Value] = []
         sign = heir.sign
         heirs: set[OpNode] = set()
         for node in reversed(self.nodes):
             inner, count = self.inner[node], len(node.inputs)
             covered[node] = len([at for at in range(count) if (node, at) in members])
             covered[node] += sum(covered[operand] for operand in inner.values())
+            if node is heir.node or not holders.isdisjoint(inner.values()):
+                holders.add(node)
             live = [at for at in range(count) if (node, at) not in dropped and inner.get(at) not in lost]
             if not live:
                 lost.add(node)
@@ -117,15 +127,21 @@ class Sum:
                     sign = -sign
                 if is_heir:
                     heirs.add(node)
-                collapsed.append((node, at))
+                (collapsed if node in holders else bypassed).append((node, at))
+            elif covered[node] and node not in holders:
+                smaller.append(node.outputs[0])
             if 0 < covered[node] < len(members):
                 changed.append(node.outputs[0])
         order = {node: index for index, node in enumerate(reversed(self.nodes))}
-        return Rewired(tuple(collapsed), tuple(sorted(lost, key=order.__getitem__)), tuple(changed), sign)
+        gone_nodes = tuple(sorted(lost, key=order.__getitem__))
+        return Rewired(tuple(collapsed), tuple(bypassed), gone_nodes, tuple(changed), tuple(smaller), sign)
 
 
-def _is_sum(node: Node | None) -> TypeGuard[OpNode]:
-    return isinstance(node, OpNode) and node.op is Op.ADD
+def is_sum(node: Node | None) -> TypeGuard[OpNode]:
+    """Whether a node adds up values of one element type."""
+    return (
+        isinstance(node, OpNode) and node.op is Op.ADD and not any(changes_type(value, node) for value in node.inputs)
+    )
 
 
 def _signs(node: OpNode) -> tuple[int, ...]:

@@ -22,6 +22,9 @@ _METADATA_ARGUMENTS = frozenset({("expand_as", 1), ("view_as", 1), ("reshape_as"
 """Other arguments of which only that is read: operator, position among the tensors."""
 
 
+ASSERTION = torch.ops.aten._assert_tensor_metadata.default
+"""What torch.export writes beside a cast."""
+
 _BATCH_NORMS = frozenset(
     "batch_norm native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit"
     " _native_batch_norm_legit_no_training _native_batch_norm_legit_functional _batch_norm_no_update"
@@ -138,6 +141,15 @@ def all_reads(node: fx.Node) -> Iterator[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), found.append)
     yield from found
+
+
+def metadata_reads(node: fx.Node) -> Iterator[fx.Node]:
+    """The arguments of which a node reads the shape or the type alone; an assertion about the type alone reads none."""
+    if node.target is ASSERTION and not any(arguments(node)[name] for name in ("size", "stride")):
+        return
+    reads = [read for read in all_reads(node) if fake_tensor(read) is not None]
+    elements = [*element_reads(node)]
+    yield from (read for read in reads if read not in elements)
 
 
 def element_reads(node: fx.Node) -> Iterator[fx.Node]:

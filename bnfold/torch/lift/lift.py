@@ -14,7 +14,7 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.graph import AffineNode, Graph, Kind, Op, OpNode, Value
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.higher_order import nested_graphs, operands
-from bnfold.torch.fx.nodes import element_reads, fake_tensor, fake_tensors, is_tuple_item
+from bnfold.torch.fx.nodes import element_reads, fake_tensor, fake_tensors, is_tuple_item, metadata_reads
 from bnfold.torch.lift.constants import Constants, canonical_names
 from bnfold.torch.lift.frozen import parts_frozen, recognise_frozen
 from bnfold.torch.lift.graph_values import Values
@@ -111,6 +111,10 @@ class _Lifter:
                 value.observer = Stop(StopCode.MODEL_OUTPUT, f"is an output of {self._of}")
 
     def _lift_call(self, node: fx.Node) -> None:
+        for read in metadata_reads(node):
+            measured = self._values.find(read)
+            if measured is not None:
+                measured.measured_by.append(node.name)
         if node in self._nodes.in_bias or self._scope.constants.is_constant(node):
             return
         if is_tuple_item(node):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bnfold.algebra.linear_map import PADS_WITH_ZEROS, LinearMap, Window
+from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.errors import UnsupportedModelError
 from bnfold.reasons import Stop, StopCode
@@ -20,7 +20,6 @@ _CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2
 _PRODUCTS = frozenset("matmul mm bmm addmm linear".split())
 _RESHAPES = frozenset("view _unsafe_view reshape".split())
 _KEEPS_ELEMENTS = _RESHAPES | {"clone", "contiguous", "detach", "alias"}
-_TRANSPOSED = "is transposed, so its outputs do not each sum the whole kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +232,7 @@ def _partial_kernel(given: dict[str, object], kernel: tuple[int, ...], *, transp
     extra, strides = _numbers(given["output_padding"], len(kernel)), _numbers(given["stride"], len(kernel))
     known = extra is not None and strides is not None
     whole = known and not padded and not any(extra or ()) and all(size == 1 for size in (*kernel, *(strides or ())))
-    return "" if whole else _TRANSPOSED
+    return "" if whole else IS_TRANSPOSED
 
 
 def _window(given: dict[str, object], kernel: tuple[int, ...], *, transposed: bool) -> Window | None:

@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.linear_map import Tensor as ConstantTensor
 from bnfold.algebra.rounding import Array, round_once
-from bnfold.graph import AffineNode, MapNode, Node, Value
+from bnfold.graph import AffineNode, MapNode, Node, Op, OpNode, Value
+from bnfold.planning.leftover import form_of
 from bnfold.planning.plan import Junction, Leftover, Plan
 from bnfold.planning.renaming import Renaming
 from bnfold.torch.fx.nodes import arguments, dtype_of, fake_tensor, operator_name
@@ -44,7 +45,10 @@ def apply_program(program: ExportedProgram, plan: Plan, leftover: Leftover) -> E
     Returns:
         The new program, or None if nothing changes.
     """
-    written = {node: leftover_calls(leftover, node, affine, _handle(node)) for node, affine in plan.leftovers.items()}
+    written = {
+        node: leftover_calls(form_of(leftover, node, plan), node, affine, _handle(node))
+        for node, affine in plan.leftovers.items()
+    }
     if not plan.steps and not plan.junctions and not any(written.values()):
         return None
     work = _Work(program)
@@ -169,6 +173,12 @@ class _Work:
             # With two maps in a row, what the first computes gets the shape of what the second did.
             source.meta["val"] = handle.last.meta["val"]
             self._editor.remove((handle.node, *handle.chain), source)
+        for node, position in junction.bypassed:
+            handle = _handle(node)
+            self._editor.remove((handle.node, *handle.chain), self._source(node, position))
+        for value in junction.reshaped:
+            if isinstance(value.producer, OpNode) and value.producer.op is Op.ADD:
+                self._editor.infer(_handle(value.producer).last)
         for node in reversed(junction.gone):
             self._editor.remove_idle((_handle(node).node, *_handle(node).chain))
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 
 from bnfold.torch.fx.graph_copy import GraphCopy, copy_graphs
+from bnfold.torch.fx.nodes import ASSERTION
 from bnfold.torch.program.names import FreshNames, identifier
 from bnfold.torch.program.signature import module_calls, output_specs, with_own_argument
 from bnfold.torch.program.tensors import ProgramTensors
@@ -21,9 +22,6 @@ from bnfold.torch.program.tensors import ProgramTensors
 _PARAMETERS = frozenset({InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR})
 _HARMLESS = frozenset({torch.ops.aten.detach_.default})
 """Operators that change their input, but not its elements."""
-
-_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
-"""What torch.export writes beside a cast; of a constant that only it reads, it says nothing about the program."""
 
 _KEPT_META = ("nn_module_stack", "stack_trace", "custom", "val")
 
@@ -151,6 +149,14 @@ class ProgramEditor:
         """Calls a node something else; in the end no two nodes of a graph may have one name."""
         node.name = name
 
+    def infer(self, original: fx.Node) -> None:
+        """Notes anew which shape a call has whose arguments have other shapes than they had."""
+        node = self._nodes[original]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: read.meta["val"])
+        assert isinstance(node.target, OpOverload)  # an addition
+        with self._fake_mode(), torch.no_grad():
+            node.meta["val"] = node.target(*args, **kwargs)
+
     def remove(self, nodes: Sequence[fx.Node], by: fx.Node) -> None:
         """Takes nodes away, with the constants that only they read.
 
@@ -210,9 +216,11 @@ class ProgramEditor:
 
     def _fake(self, tensor: Tensor) -> Tensor:
         """What stands for a tensor in the records of the program."""
+        return self._fake_mode().from_tensor(tensor, static_shapes=True)
+
+    def _fake_mode(self) -> FakeTensorMode:
         known = (node.meta.get("val") for node in self._main.placeholders)
-        mode = next(fake.fake_mode for fake in known if isinstance(fake, FakeTensor))
-        return mode.from_tensor(tensor, static_shapes=True)
+        return next(fake.fake_mode for fake in known if isinstance(fake, FakeTensor))
 
     def _hand_down(self, node: fx.Node, graph: GraphCopy) -> fx.Node:
         """Gives a value of the main graph to a nested one, through all graphs around that; its placeholder there."""
@@ -224,9 +232,9 @@ class ProgramEditor:
     def _remove_released(self) -> None:
         while self._released:
             node = self._released.pop()
-            if node in self._erased or node in self._kept or any(user.target is not _ASSERTION for user in node.users):
+            if node in self._erased or node in self._kept or any(user.target is not ASSERTION for user in node.users):
                 continue
-            for assertion in [*node.users]:
+            for assertion in [*node.users]:  # of a constant that only it reads, it says nothing about the program
                 self._erase(assertion)
             if node.op != "placeholder":
                 if not node.is_impure() or node.target in _HARMLESS:

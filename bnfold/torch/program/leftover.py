@@ -1,8 +1,8 @@
 """The affines that stay in a program, written as the frozen linear transform instead of a batch norm.
 
 Two forms: a 1x1 depthwise convolution with bias, or mul and add. The convolution is one pass over memory and quantises
-like any other; it exists for values of rank 3 to 5. Inside a region of autocast, which would run it in another type,
-and for everything else there are mul and add. An add of zeros is not written.
+like any other; it exists for values of rank 3 to 5, and does not run on an empty image. Inside a region of autocast,
+which would run it in another type, and for everything else there are mul and add. An add of zeros is not written.
 """
 
 from collections.abc import Callable

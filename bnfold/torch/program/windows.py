@@ -1,7 +1,8 @@
 """How a convolution of a program slides, written into its arguments.
 
 A convolution in torch has as many zeros before the input as behind it. Only `padding="same"` may have one more behind,
-and exists before decomposition alone.
+and exists before decomposition alone. A transposed one cuts off as much before the output as behind it, and adds an
+output padding there.
 """
 
 from typing import cast
@@ -21,6 +22,8 @@ _CONVOLUTIONS = {
 }
 """The overloads that take numbers of zeros and "same"."""
 
+_TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+
 
 def can_have_window(node: MapNode, linear: LinearMap) -> bool:
     """Whether the node of a map can be made to slide as another map does."""
@@ -39,19 +42,24 @@ def set_window(call: fx.Node, linear: LinearMap) -> None:
         linear: The map.
     """
     name, window = operator_name(call), linear.window
-    if window is None or not linear.out_first:
+    if window is None:
         return
     strides, dilations = [*window.strides], [*window.dilations]
     data, weight, bias = cast(list[fx.node.Argument], [*arguments(call).values()][:3])
     call.kwargs = {}
+    pads = [*window.before]
+    extra = [] if linear.out_first else [pad - after for pad, after in zip(pads, window.after, strict=True)]
+    if name in _TRANSPOSED:
+        call.args = (data, weight, bias, strides, pads, extra, linear.groups, dilations)
+        return
     if name not in _CONVOLUTIONS:
-        zeros = [0] * len(strides)
-        call.args = (data, weight, bias, strides, [*window.before], dilations, False, zeros, linear.groups)
+        extra = extra or [0] * len(strides)
+        call.args = (data, weight, bias, strides, pads, dilations, not linear.out_first, extra, linear.groups)
         return
     by_number, by_name = _CONVOLUTIONS[name]
     symmetric = window.before == window.after
     call.target = by_number if symmetric else by_name
-    call.args = (data, weight, bias, strides, [*window.before] if symmetric else "same", dilations, linear.groups)
+    call.args = (data, weight, bias, strides, pads if symmetric else "same", dilations, linear.groups)
 
 
 def _is_same(window: Window, kernel: tuple[int, ...]) -> bool:

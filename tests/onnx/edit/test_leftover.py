@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx_fold import Folded, batch_norm, fold, parse, pure_scale, random, scale_and_shift
 
@@ -142,3 +143,100 @@ def test_a_leftover_behind_an_output_keeps_its_name() -> None:
     """
     folded = fold(parse(text, w=random(4, 3, 1, 1), **batch_norm(4)))
     assert (folded.codes, folded.count("BatchNormalization")) == (["model_output"], 0)
+
+
+EMPTY = {
+    "an input": ("n = NORM (x) y = Relu (n)", False),
+    "behind what has one position for each": (
+        "r = Relu (x) s = Sigmoid (r) t = Mul (r, s) n = NORM (t) y = Relu (n)",
+        False,
+    ),
+    "behind a conv": ("c = Conv (x, w1) r = Relu (c) n = NORM (r) y = Relu (n)", True),
+    "behind a padded conv": ("c = Conv <pads = [2, 2]> (x, w3) r = Relu (c) n = NORM (r) y = Relu (n)", True),
+    "behind a transposed conv": (
+        "c = ConvTranspose <pads = [0, 0]> (x, w3) r = Relu (c) n = NORM (r) y = Relu (n)",
+        True,
+    ),
+    "behind a pool of a conv": (
+        "c = Conv (x, w1) p = MaxPool <kernel_shape = [2]> (c) r = Relu (p) n = NORM (r) y = Relu (n)",
+        False,
+    ),
+    "behind a sum": ("c = Conv (x, w1) r = Relu (c) s = Add (r, r) n = NORM (s) y = Relu (n)", True),
+    "behind a sum with what a conv reads": (
+        "c = Conv (x, w1) r = Relu (c) s = Add (r, x) n = NORM (s) y = Relu (n)",
+        True,
+    ),
+    "behind a sum with a smaller operand": (
+        "c = Conv (x, w1) r = Relu (c) m = ReduceMax <axes = [0], keepdims = 0> (x) s = Add (r, m)"
+        " n = NORM (s) y = Relu (n)",
+        False,
+    ),
+    "behind pieces of which one is of a conv": (
+        "c = Conv (x, w2) r = Relu (c) q = Slice (x, zero, two, one) s = Concat <axis = 1> (r, q) n = NORM (s)"
+        " y = Relu (n)",
+        True,
+    ),
+    "beside a conv": ("c = Conv <pads = [1, 1]> (x, w3) n = NORM (x) y = Add (c, n)", None),
+    "before a conv": ("n = NORM (x) c = Conv <pads = [1, 1]> (n, w3) y = Relu (c)", True),
+    "before a conv that nothing reads": (
+        "n = NORM (x) r = Relu (n) c = Conv <pads = [1, 1]> (r, w3) y = Relu (n)",
+        False,
+    ),
+    "before a conv that pads more than it reaches": (
+        "n = NORM (x) c = Conv <pads = [2, 2]> (n, w3) y = Relu (c)",
+        False,
+    ),
+    "before an activation and a conv": ("n = NORM (x) r = Relu (n) c = Conv (r, w3) y = Relu (c)", True),
+    "beside a conv that reads the same": ("n = NORM (x) y = Relu (n) c = Conv (x, w3) z = Relu (c)", True),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_value_that_may_be_empty(name: str) -> None:
+    """onnxruntime has a BN for an image of no positions, and refuses a convolution of one."""
+    body, convolves = EMPTY[name]
+    body = body.replace("NORM (", "BatchNormalization (bn_g, ").replace("(bn_g, x)", "(x)")
+    for value in "xrtpsn":
+        body = body.replace(
+            f"BatchNormalization (bn_g, {value})", f"BatchNormalization ({value}, bn_g, bn_b, bn_m, bn_v)"
+        )
+        body = body.replace(f"BatchNormalization ({value})", f"BatchNormalization ({value}, bn_g, bn_b, bn_m, bn_v)")
+    given = {
+        **{f"w{taps}": random(4, 4, taps, dtype=np.float32) for taps in (1, 3)},
+        "w2": random(2, 4, 1, dtype=np.float32),
+        **{name: np.array([number]) for name, number in (("zero", 0), ("two", 2), ("one", 1))},
+    }
+    given = {name: array for name, array in given.items() if f" {name}" in body}
+    outputs = "float[A,B,C] y, float[D,E,F] z" if "z =" in body else "float[A,B,C] y"
+    model = parse(f"agraph (float[N,4,L] x) => ({outputs}) {{ {body} }}", **given, **batch_norm(4, dtype=np.float32))
+    folded = fold(model, compare=False, merge=True)
+    if convolves is not None:
+        assert len(folded.codes) == 1
+        added = folded.count("Conv") - sum(node.op_type == "Conv" for node in model.graph.node)
+        assert added == convolves
+    for length in (0, 1, 4):
+        feeds = {"x": random(2, 4, length, dtype=np.float32)}
+        try:
+            expected = _run(model, feeds)
+        except Exception:  # noqa: BLE001 - what the runtime refuses it may refuse
+            continue
+        for ours, theirs in zip(_run(folded.model, feeds), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_value_without_channels() -> None:
+    """A convolution of no channels ends onnxruntime."""
+    text = TEXT.replace("TYPE", "float").replace("SIZES", ",3,3").replace("[N,4", "[N,0")
+    model = parse(text, **{name: array[:0] for name, array in batch_norm(4, dtype=np.float32).items()})
+    folded = fold(model, compare=False)
+    assert folded.count("Conv") == 0
+    (result,) = _run(folded.model, {"x": np.zeros((2, 0, 3, 3), np.float32)})
+    assert result.shape == (2, 0, 3, 3)
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)

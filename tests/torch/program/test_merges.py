@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from merging_as_written import BORDERED, WRITTEN
 from torch import Tensor, nn
 from torch_programs import check_outputs, export, fold, fold_module, random_inputs, saved_and_loaded
@@ -171,3 +172,99 @@ def test_parallel_linears() -> None:
         folded = fold(one, inputs)
         assert folded.plan.merges
         assert folded.count("Linear") + folded.count("Addmm") == 1
+
+
+class Merging(nn.Module):
+    """What is done with some layers of four channels."""
+
+    def __init__(self, does, **layers: nn.Module) -> None:
+        super().__init__()
+        self.does = does
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor, z: Tensor | None = None):
+        return self.does(self, x) if z is None else self.does(self, x, z)
+
+
+def wide(channels: int = 4) -> nn.Conv2d:
+    return nn.Conv2d(channels, 4, 3, padding=1)
+
+
+def transposed(kernel: int, **options: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(4, 4, kernel, **options)
+
+
+SHAPE_READERS = {
+    "ones_like": torch.ones_like,
+    "zeros_like": torch.zeros_like,
+    "full_like": lambda y: torch.full_like(y, 2.0),
+    "new_ones": lambda y: y.new_ones(y.shape),
+    "expand_as": lambda y: y.new_zeros(()).expand_as(y),
+    "a size": lambda y: torch.ones(y.size(0) + 1),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", SHAPE_READERS)
+def test_a_shape_that_is_read_stays(name: str, dynamic: bool) -> None:
+    read = SHAPE_READERS[name]
+
+    def branches(net: Merging, x: Tensor) -> tuple[Tensor, ...]:
+        one, two = net.a(x), net.b(x)
+        return net.n(one) + net.m(two), read(one), read(two)
+
+    def chain(net: Merging, x: Tensor) -> tuple[Tensor, ...]:
+        middle = net.a(x)
+        return net.n(net.b(middle)), read(middle)
+
+    norms = {"n": nn.BatchNorm2d(4), "m": nn.BatchNorm2d(4)}
+    stay = fold_module(Merging(branches, a=wide(), b=nn.Conv2d(4, 4, 1), **norms), (2, 4, 6, 6), dynamic=dynamic)
+    row = fold_module(
+        Merging(chain, a=nn.Conv2d(4, 8, 1), b=nn.Conv2d(8, 4, 3), **norms), (2, 4, 6, 6), dynamic=dynamic
+    )
+    known = name == "a size"  # which is that of the input
+    for folded in (stay, row):
+        assert bool(folded.plan.merges) == known
+        assert [str(entry.code) for entry in folded.plan.apart] == ([] if known else ["shape_is_read"])
+
+
+@pytest.mark.parametrize("small", [(2, 4, 6, 6), (1, 4, 1, 1), (4, 1, 1)])
+def test_an_operand_that_is_left_keeps_its_name(small: tuple[int, ...]) -> None:
+    """x goes out of x + z into the conv; z is an input, and may be broadcast; one more sum is smaller for that."""
+    module = Merging(lambda net, x, z: (x + z) + net.n(net.a(x)), a=wide(), n=nn.BatchNorm2d(4))
+    folded = fold_module(module, (2, 4, 6, 6), small)
+    assert (len(folded.plan.merges), folded.count("add")) == (1, 1)
+    twice = Merging(lambda net, x, z: ((x + z) + z.sigmoid()) + net.n(net.a(x)), a=wide(), n=nn.BatchNorm2d(4))
+    inputs = random_inputs((2, 4, 6, 6), small)
+    folded = fold(export(twice, inputs), inputs)
+    assert (len(folded.plan.merges), folded.count("add")) == (1, 2)
+    inner = next(node for node in folded.program.graph.nodes if "add" in str(node.target))
+    assert inner.meta["val"].shape == small
+
+
+TRANSPOSED = {
+    "a smaller kernel": ({"kernel": 1}, {"kernel": 3, "padding": 1}),
+    "other groups": ({"kernel": 3, "padding": 1, "groups": 4}, {"kernel": 3, "padding": 1}),
+    "an output padding": (
+        {"kernel": 1, "stride": 2, "output_padding": 1},
+        {"kernel": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_transposed_convolution_that_stays_is_made_for_all(name: str, swapped: bool, decomposed: bool) -> None:
+    """The other cannot stand for both: what is subtracted with it would have to change its sign."""
+    one, two = TRANSPOSED[name][::-1] if swapped else TRANSPOSED[name]
+
+    def forward(net: Merging, x: Tensor, z: Tensor) -> Tensor:
+        return net.n(net.q(x) - (z.relu() - net.p(x)))
+
+    module = Merging(forward, p=transposed(**two), q=transposed(**one), n=nn.BatchNorm2d(4))
+    inputs = random_inputs((2, 4, 6, 5), (1, 4, 1, 1))
+    program = export(module, inputs)
+    folded = fold(program.run_decompositions() if decomposed else program, inputs)
+    assert (len(folded.plan.merges), folded.count("ConvTranspose")) == (1, 1)
