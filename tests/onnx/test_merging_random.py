@@ -1,9 +1,15 @@
-"""Random sums of random branches: whatever is merged, the model computes what it computed."""
+"""Random sums of random branches: whatever is merged, the model computes what it computed.
+
+Shapes of values are read, in nested graphs as well, which have values of their own by names that come later; operands
+are broadcast, and inputs of the model; sizes may be open.
+"""
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 from onnx_fold import batch_norm, fold, parse, random
 
 CHANNELS = 4
@@ -19,6 +25,9 @@ BRANCHES = st.sampled_from(
         "pool",
         "chain",
         "pooled",
+        "transposed",
+        "small",
+        "input",
         "norm",
         "x",
         "relu",
@@ -67,7 +76,7 @@ class _Writer:
 
     def branch(self, x: str, stride: int) -> str:
         kind = self.draw(BRANCHES)
-        if stride > 1 and kind in ("norm", "x", "relu"):
+        if stride > 1 and kind in ("norm", "x", "relu", "transposed"):
             kind = "pointwise"
         match kind:
             case "conv":
@@ -94,6 +103,15 @@ class _Writer:
                 inner = self.conv(x, (1, 1), pads=[first] * 4)
                 pool = {"pads": [second] * 4, "strides": [stride] * 2, "count_include_pad": 1}
                 return self.maybe_norm(self.node("AveragePool", inner, kernel_shape=[3, 3], **pool))
+            case "transposed":
+                kernel, groups = self.draw(st.sampled_from([1, 1, 3])), self.draw(st.sampled_from([1, 2]))
+                weight = self.constant(CHANNELS, CHANNELS // groups, kernel, kernel)
+                pads = [kernel // 2] * 4
+                return self.maybe_norm(self.node("ConvTranspose", x, weight, group=groups, pads=pads))
+            case "small":
+                return self.node("GlobalMaxPool", x)
+            case "input":
+                return "z"
             case "norm":
                 return self.norm(x)
             case "relu":
@@ -118,15 +136,63 @@ class _Writer:
                 case _:
                     values = [self.node(self.draw(st.sampled_from(["Add", "Sub"])), *values[:2]), *values[2:]]
         end = self.norm(values[0]) if self.draw(st.booleans()) else values[0]
+        if end == "z":
+            end = self.node("Add", end, x)
         self.lines.append(f"y = {self.draw(st.sampled_from(['Relu', 'Identity']))} ({end})")
-        return f"g (double[1, 4, 6, 7] x) => (double[N, C, P, Q] y) {{ {' '.join(self.lines)} }}"
+        readers = [self.read_a_shape() for _ in range(self.draw(st.sampled_from([0, 0, 1, 2])))]
+        outputs = ", ".join(["double[N, C, P, Q] y", *(f"int64[R{reader}] {reader}" for reader in readers)])
+        sizes = self.draw(st.sampled_from(["1, 4, 6, 7", "1, 4, 6, 7", "M, 4, H, W"]))
+        small = self.draw(st.sampled_from(["1, 4, 1, 1", "4, 1, 1", "1, 1, 1, 1"]))
+        inputs = f"double[{sizes}] x, double[{small}] z, bool p"
+        return f"g ({inputs}) => ({outputs}) {{ {' '.join(self.lines)} }}"
+
+    def read_a_shape(self) -> str:
+        """Reads the shape of a value somewhere behind it, as an output of the model."""
+        names = [line.split(" ", 1)[0] for line in self.lines if line.startswith("v")]
+        at = self.draw(st.integers(0, len(names) - 1))
+        reader = f"s{len(self.lines)}"
+        line = f"{reader} = {self.draw(st.sampled_from(['Shape', 'Size']))} ({names[at]})"
+        if self.draw(st.booleans()):
+            own = self.draw(st.sampled_from([f"{reader}i", *names[at + 1 :], "y"]))
+            line = (
+                f"{reader} = If (p) <then_branch = t{reader} () => ({reader}t)"
+                f" {{ {own} = Relu (x) {reader}a = Shape ({names[at]}) {reader}b = Shape ({own})"
+                f" {reader}t = Add ({reader}a, {reader}b) }},"
+                f" else_branch = e{reader} () => ({reader}e) {{ {reader}e = Shape (x) }}>"
+            )
+        where = next(index for index, other in enumerate(self.lines) if other.startswith(f"{names[at]} = "))
+        self.lines.insert(where + 1, line)
+        return reader
 
 
 def check(data: st.DataObject) -> None:
     writer = _Writer(data)
     text = writer.model()
     leftover = writer.draw(st.sampled_from(["conv", "mul-add", "keep"]))
-    fold(parse(text, **writer.constants), merge=True, leftover=leftover)
+    model = parse(text, **writer.constants)
+    for node in model.graph.node:
+        for inner in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+            out = inner.output[0]
+            out.CopyFrom(helper.make_tensor_value_info(out.name, TensorProto.INT64, [4]))
+    for output in model.graph.output[1:]:
+        sizes = next(node.op_type for node in model.graph.node if output.name in node.output) == "Size"
+        output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.INT64, [] if sizes else [4]))
+    z = [size.dim_value for size in model.graph.input[1].type.tensor_type.shape.dim]
+    feeds = {"x": random(1, CHANNELS, 6, 7), "z": random(*z), "p": np.array(True)}
+    fold(model, feeds=feeds, merge=True, leftover=leftover)
+    fold(to_single(model), compare=False, merge=True, leftover=leftover)
+
+
+def to_single(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float32, in which a BN that stays may become a convolution."""
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    for value in (*single.graph.input, *single.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in single.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    return single
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -12,7 +12,7 @@ from torch_lifting import Net, double, export, fold, fold_program, fx_node, grap
 
 from bnfold.graph import Op
 from bnfold.reasons import StopCode
-from bnfold.torch.lift.lift import lift as lifting
+from bnfold.torch.lift import lift as lifting
 from bnfold.torch.lift.memory.aliases import Memory
 
 
