@@ -1,6 +1,7 @@
 """Moves past ONNX operators where something is not known, not read, read twice, or seen from elsewhere."""
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx_fold import Folded, batch_norm, check_values, fold, parse, pure_scale, random, random_feeds
 
@@ -248,3 +249,66 @@ def test_a_norm_of_a_weight_is_said_to_be_one() -> None:
     (left,) = fold(parse(text, opset=15, w=random(4, 4, 1, 1), **batch_norm(4))).plan.left
     assert left.code == "training_mode"
     assert left.reason == "training_mode is 1: it normalises with the statistics of the constant 'w'"
+
+
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "r = Pad (m, nothing)",
+        "r = AveragePool <kernel_shape = [2, 2], strides = [1, 1], ceil_mode = 1, count_include_pad = 1> (m)",
+        "r = AveragePool <kernel_shape = [2, 2], count_include_pad = 1> (m)",
+        "r = Tile (m, once)",
+    ],
+)
+def test_what_pads_nothing_and_what_counts_nothing_but_its_input(op: str, forward: bool) -> None:
+    """An average counts nothing else where its last window ends with its input."""
+    first, last = (NORM % "x", "Conv (r, w)") if forward else ("Conv (x, w)", NORM % "r")
+    text = f"agraph ({IMAGE} x) => (double[A,B,C,D] y) {{ m = {first} {op} y = {last} }}"
+    numbers = {"nothing": [0] * 8, "once": [1, 1, 1, 1]}
+    given = {name: np.array(listed) for name, listed in numbers.items() if name in op}
+    only_fold(fold(parse(text, w=random(4, 4, 1, 1), **given, **batch_norm(4))))
+
+
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("mode", ["constant", "edge"])
+def test_a_pad_that_crops_is_a_cut(mode: str, forward: bool) -> None:
+    """Also of channels; onnx's evaluator has no such Pad, so it is onnxruntime that says what it does."""
+    first, last = (NORM % "x", "Conv (r, w)") if forward else ("Conv (x, w)", NORM % "r")
+    op = f'r = Pad <mode = "{mode}"> (m, cut)'
+    text = f"agraph (float[2,4,3,3] x) => (float[A,B,C,D] y) {{ m = {first} {op} y = {last} }}"
+    constants = {
+        "w": random(4, 2 if forward else 4, 1, 1, dtype=np.float32),
+        "cut": np.array([0, -1, 0, -1, 0, -1, -1, 0]),
+        **batch_norm(4 if forward else 2, dtype=np.float32),
+    }
+    model = parse(text, **constants)
+    folded = fold(model, compare=False)
+    only_fold(folded)
+    feeds = {"x": random(2, 4, 3, 3, dtype=np.float32)}
+    results = [
+        onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]
+        for made in (model, folded.model)
+    ]
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+
+
+def reason(body: str, shape: str = "double[2,4,H,W]", **constants: np.ndarray) -> str:
+    text = f"agraph ({shape} x) => (double[A,B,C,D] y) {{ c = Conv (x, w) {body} }}"
+    (left,) = fold(parse(text, w=random(4, 4, 1, 1), **constants), compare="around" not in constants).plan.left
+    return left.reason
+
+
+def test_reasons_are_true() -> None:
+    norm = f"y = {NORM % 'r'}"
+    bn = batch_norm(4)
+    pool = "r = AveragePool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1, count_include_pad = 1> (c)"
+    assert "counts zeros where its windows reach beyond its input, or may" in reason(f"{pool} {norm}", **bn)
+    padded = "r = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (c)"
+    assert "counts the zeros of its padding" in reason(f"{padded} {norm}", **bn)
+    pad = {"around": np.array([0, 0, 1, 0, 0, 0, -1, 0]), **bn}
+    assert "puts zeros beside the elements" in reason(f"r = Pad (c, around) {norm}", **pad)
+    total = reason(f"r = ReduceSum (c, axes) {norm}", axes=np.array([2, 3]), **bn)
+    assert "adds up as many shifts as elements" in total
+    batch = reason("y = Mul (c, k)", "double[2,4,3,3]", k=random(2, 1, 1, 1))
+    assert "varies along axis 0 of 4, so it does not act on the output channels of Conv" in batch
