@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from bnfold.errors import UsageError
-from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2
+from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
 
 if TYPE_CHECKING:
     import onnx
@@ -92,6 +92,7 @@ def fold(
     only: tuple[str, ...] = (),
     leftover: str = "conv",
     merge: bool = True,
+    repair: bool = False,
 ) -> "FoldResult[onnx.ModelProto | torch.export.ExportedProgram]": ...
 @overload
 def fold(
@@ -102,6 +103,7 @@ def fold(
     only: tuple[str, ...] = (),
     leftover: str = "conv",
     merge: bool = True,
+    repair: bool = False,
 ) -> "FoldResult[onnx.ModelProto]": ...
 @overload
 def fold(
@@ -112,6 +114,7 @@ def fold(
     only: tuple[str, ...] = (),
     leftover: str = "conv",
     merge: bool = True,
+    repair: bool = False,
 ) -> "FoldResult[onnx_ir.Model]": ...
 @overload
 def fold(
@@ -142,6 +145,7 @@ def fold(
     only: tuple[str, ...] = (),
     leftover: str = "conv",
     merge: bool = True,
+    repair: bool = False,
     inplace: bool = False,
 ) -> "FoldResult[object]":
     """Folds the BatchNorms of a model into the weights around them.
@@ -160,6 +164,8 @@ def fold(
             a runtime has none), "mul-add" Mul and Add, "keep" leaves them. In a torch.nn.Module they always stay.
         merge: Whether parallel branches that add up to one map become one, in models that are graphs: a
             torch.nn.Module keeps its branches.
+        repair: Mend what runtimes tolerate in an ONNX model and the standard does not allow (nodes out of order, stale
+            shapes, domains that are not imported). Else it stays, where nothing is folded.
         inplace: Fold a torch.nn.Module itself instead of a copy.
 
     Returns:
@@ -171,6 +177,9 @@ def fold(
         UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
     """
+    if repair and is_torch(model):
+        message = f"repair is for an ONNX model, not a {type(model).__name__}"
+        raise UsageError(message)
     form = _leftover(leftover)
     skip, only = _patterns("skip", skip), _patterns("only", only)
     if is_module(model):
@@ -209,7 +218,7 @@ def fold(
     from bnfold.onnx.file.save import stage
     from bnfold.onnx.fold import fold_onnx
 
-    folded = fold_onnx(_opened(model), skip=skip, only=only, leftover=form, merge=merge)
+    folded = fold_onnx(_opened(model), skip=skip, only=only, leftover=form, merge=merge, repair=repair)
     return FoldResult(
         folded.plan,
         folded.changed,

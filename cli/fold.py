@@ -66,6 +66,14 @@ def fold(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Fold and report, but verify and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Allow OUT to be IN.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Mend what runtimes take and the ONNX standard does not allow: nodes out of order, stale shapes,"
+            " domains that are not imported. Without it, it stays.",
+        ),
+    ] = False,
     no_verify: Annotated[
         bool,
         typer.Option("--no-verify", help="Write without comparing outputs.", rich_help_panel="Verification"),
@@ -93,7 +101,7 @@ def fold(
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
     verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32)
-    chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge)
+    chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()
     written = None

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Graph
 from bnfold.onnx.edit.apply import apply
-from bnfold.onnx.file.load import OnnxModel, check
+from bnfold.onnx.edit.repair import repair as mend
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.functions import inline_weight_arguments
 from bnfold.onnx.lift.lift import lift
 from bnfold.onnx.proto.names import count_ops
@@ -53,6 +55,7 @@ def fold_onnx(
     only: tuple[str, ...] = (),
     leftover: Leftover = Leftover.CONV,
     merge: bool = True,
+    repair: bool = False,
 ) -> FoldedOnnx:
     """Folds a copy of a model.
 
@@ -62,20 +65,25 @@ def fold_onnx(
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
         leftover: What becomes of the affines that stay for another reason.
         merge: Whether parallel branches that add up to one map become one.
+        repair: Whether what the standard does not allow is mended too; else it stays as it is.
 
     Raises:
         ModelLoadError: The model is not valid.
         UsageError: A pattern matches no BN.
     """
     check(model)
-    working = inline_weight_arguments(model)
-    working = model.copy() if working is model else working
     ops = count_ops(model.proto)
+    mended = model
+    if repair:
+        mended = model.copy()
+        mended = mended if mend(mended) else model
+    working = inline_weight_arguments(mended)
+    working = mended.copy() if working is mended else working
     graph, compose = _lifted(working), leftover is not Leftover.KEEP
     plan = planner.plan(graph, skip=skip, only=only, compose=compose, merge=merge)
-    if not apply(working, plan, leftover):
-        return FoldedOnnx(model, plan, False, ops, ops)
-    return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))
+    if apply(working, plan, leftover):
+        return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))
+    return FoldedOnnx(mended, plan, mended is not model, ops, ops)
 
 
 def _lifted(model: OnnxModel) -> Graph:

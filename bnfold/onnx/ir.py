@@ -1,7 +1,10 @@
 """bnfold for pipelines built on onnx_ir: the fold as a pass."""
 
+import warnings
+
 import onnx_ir as ir
 
+from bnfold.errors import ModelLoadError, UnsupportedModelError
 from bnfold.onnx.file.ir_model import model_to_proto
 from bnfold.onnx.file.load import from_proto
 from bnfold.onnx.fold import fold_onnx
@@ -31,19 +34,25 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds the model.
 
+        A model that cannot be understood stays as it is, with a warning: others of a pipeline may know what to do.
+
         Args:
             model: The model; its graph is replaced.
 
         Returns:
             The same model, and whether anything changed.
         """
-        folded = fold_onnx(
-            from_proto(model_to_proto(model)),
-            skip=self._skip,
-            only=self._only,
-            leftover=self._leftover,
-            merge=self._merge,
-        )
+        try:
+            folded = fold_onnx(
+                from_proto(model_to_proto(model)),
+                skip=self._skip,
+                only=self._only,
+                leftover=self._leftover,
+                merge=self._merge,
+            )
+        except (ModelLoadError, UnsupportedModelError) as error:
+            warnings.warn(f"no BatchNorm was folded: {error}", stacklevel=2)
+            return ir.passes.PassResult(model, modified=False)
         if folded.changed:
             result = ir.from_proto(folded.model.materialize())
             model.graph = result.graph

@@ -212,7 +212,7 @@ class _Search:
             tuple(self._merges),
             tuple(self._apart),
             tuple(self._junctions),
-            frozenset(node for node in self._affines if node.inputs[0] in full),
+            never_empty=frozenset(node for node in self._affines if node.inputs[0] in full),
         )
 
     def _join(self, found: Found) -> None:

@@ -20,7 +20,7 @@ _MOST_ELEMENTS = 1 << 24
 def reshaped(array: Float64Array, source: Shape, target: Shape) -> Float64Array | None:
     """Carries an array from a value of shape `source` to the same elements in shape `target`, in row-major order.
 
-    Axes are matched in groups of equal size: from the right as long as all sizes are known or are the same symbol, then
+    Axes are matched in groups of equal size as long as all sizes are known or are the same symbol: from the right, then
     from the left. What lies between is opaque, and the array has to be constant there.
     """
     groups, opaque = _groups(source, target)
@@ -57,10 +57,13 @@ def _groups(source: Shape, target: Shape) -> tuple[list[tuple[list[int], list[in
             break
         groups.append(([*range(right - found[0], right)], [*range(new_right - found[1], new_right)]))
         right, new_right = right - found[0], new_right - found[1]
-    left = 0
-    while left < min(right, new_right) and source[left] == target[left] is not None:
-        groups.append(([left], [left]))
-        left += 1
+    left = new_left = 0
+    while left < right and new_left < new_right:
+        found = _group(source[left:right], target[new_left:new_right])
+        if found is None:
+            break
+        groups.append(([*range(left, left + found[0])], [*range(new_left, new_left + found[1])]))
+        left, new_left = left + found[0], new_left + found[1]
     return groups, range(left, right)
 
 

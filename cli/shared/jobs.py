@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError
+from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError, UsageError
 
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
@@ -48,6 +48,7 @@ class FoldOptions:
         leftover: "conv", "mul-add" or "keep".
         force: Whether OUT may be IN.
         merge: Whether parallel branches may become one layer.
+        repair: Whether what the ONNX standard does not allow is mended.
     """
 
     output: Path | None
@@ -56,6 +57,7 @@ class FoldOptions:
     leftover: str
     force: bool
     merge: bool
+    repair: bool = False
 
     @property
     def suffix(self) -> str:
@@ -103,6 +105,8 @@ def fold_model(
         stack: Keeps temporary files until the result is written.
     """
     kind = kind_of(model)
+    if options.repair and kind is not ModelKind.ONNX:
+        raise UsageError(f"--repair is for an .onnx file, which {model} is not")
     if options.output is not None and kind is not ModelKind.ONNX:
         _require_output(options.output, kind)
     if kind.is_module:
@@ -122,7 +126,14 @@ def fold_model(
 def _fold_onnx_file(path: Path, options: FoldOptions, verification: Verification) -> Job:
     import bnfold
 
-    result = bnfold.fold(path, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge)
+    result = bnfold.fold(
+        path,
+        skip=options.skip,
+        only=options.only,
+        leftover=options.leftover,
+        merge=options.merge,
+        repair=options.repair,
+    )
     return _job(
         result,
         path,

@@ -93,7 +93,8 @@ class _Editor:
         if isinstance(scope.graph, onnx.FunctionProto):
             self.insert(scope, -1, [helper.make_node("Constant", [], [t.name], value=t) for t in tensors])
             return
-        listed = self._model.proto.ir_version < 4
+        main = self._model.proto.graph
+        listed = self._model.proto.ir_version < 4 and {t.name for t in main.initializer} <= {v.name for v in main.input}
         graph = scope.root if listed and isinstance(scope.root, onnx.GraphProto) else scope.graph
         graph.initializer.extend(tensors)
         if listed:

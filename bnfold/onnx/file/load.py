@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.shape_inference
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from bnfold.errors import ModelLoadError, UnsupportedModelError
 from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.external import ExternalFiles
 from bnfold.onnx.file.tensors import Held, TensorStore, require_nbytes
-from bnfold.onnx.proto.walk import all_nodes, is_text, model_tensors
+from bnfold.onnx.proto.walk import is_text, model_tensors
 from bnfold.source_file import SourceFile
 
 
@@ -145,69 +143,12 @@ def from_proto(proto: onnx.ModelProto) -> OnnxModel:
     return OnnxModel(bones, store)
 
 
-def check(model: OnnxModel) -> None:
-    """Have the onnx checker and strict shape inference look at a model.
-
-    Raises:
-        ModelLoadError: They refuse it; the message is theirs, on one line.
-    """
-    serialized = _without_experimental(_inference_bytes(model))
-    try:
-        if not all(_has_shape(value) for value in model.proto.graph.output):
-            # Runtimes take outputs of undeclared shape; the checker wants to see one, and inference finds it.
-            serialized = onnx.shape_inference.infer_shapes(serialized, data_prop=True)
-        onnx.checker.check_model(serialized, full_check=True)
-    except (
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-        RuntimeError,  # what else C++ code throws at a hostile file
-        ValueError,
-        IndexError,
-        OverflowError,
-        MemoryError,
-    ) as error:
-        said = " ".join(str(error).split("==> Context:")[0].split())
-        raise ModelLoadError(f"{model.path or 'The model'} is not a valid ONNX model: {said[:500]}") from error
-
-
-def _has_shape(value: onnx.ValueInfoProto) -> bool:
-    return not value.type.HasField("tensor_type") or value.type.tensor_type.HasField("shape")
-
-
 def skeleton_for_inference(model: OnnxModel) -> onnx.ModelProto:
     """A copy of the skeleton for `onnx.shape_inference`: only small tensors and shapes have values."""
-    proto: onnx.ModelProto = onnx.ModelProto.FromString(_inference_bytes(model))
+    proto: onnx.ModelProto = onnx.ModelProto.FromString(
+        skeleton.for_inference(model.proto.SerializeToString(), model.store)
+    )
     return proto
-
-
-_EXPERIMENTAL = frozenset(
-    [
-        *("ATen", "Affine", "ConstantFill", "Crop", "DynamicSlice", "GRUUnit"),
-        *("GivenTensorFill", "ImageScaler", "ParametricSoftplus", "Scale", "ScaledTanh"),
-    ]
-)
-"""Operators of the first ONNX versions, of which its checker knows no more than a warning to print to stdout."""
-
-
-def _without_experimental(serialized: bytes) -> bytes:
-    """The model with its experimental operators, if any, in a domain that the checker passes over silently."""
-    if not any(name.encode() in serialized for name in _EXPERIMENTAL):
-        return serialized
-    proto = onnx.ModelProto.FromString(serialized)
-    found = False
-    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
-        for node in all_nodes(nodes):
-            if node.op_type in _EXPERIMENTAL and node.domain in ("", "ai.onnx"):
-                node.domain = "experimental"
-                found = True
-    if found:
-        for scope in (proto, *proto.functions):
-            scope.opset_import.add(domain="experimental", version=1)
-    return proto.SerializeToString() if found else serialized
-
-
-def _inference_bytes(model: OnnxModel) -> bytes:
-    return skeleton.for_inference(model.proto.SerializeToString(), model.store)
 
 
 def _model_file(path: Path) -> SourceFile:

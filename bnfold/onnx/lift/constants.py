@@ -80,8 +80,10 @@ class Constants:
         self._is_constant: dict[str, bool] = {}
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._sparse: set[str] = set()
         if isinstance(graph, onnx.GraphProto):
             self._initializers = {tensor.name: tensor for tensor in graph.initializer}
+            self._sparse = {sparse.values.name for sparse in graph.sparse_initializer}
             self._inputs = {value.name for value in graph.input}
         else:
             self._inputs = set(graph.input)
@@ -116,6 +118,11 @@ class Constants:
             else:
                 yield waiting.pop()
 
+    def is_sparse(self, name: str) -> bool:
+        """Whether a value is a sparse initializer, which has no array here: to write it out would make it dense."""
+        known = name in self._sparse or name in self._inputs or name in self._initializers or name in self._producers
+        return name in self._sparse if known or self._outer is None else self._outer.is_sparse(name)
+
     def producer(self, name: str) -> onnx.NodeProto | None:
         """The node that computes a value of this graph or of one around it."""
         if name in self._producers or self._outer is None:
@@ -123,7 +130,7 @@ class Constants:
         return self._outer.producer(name)
 
     def _follows_from_constants(self, name: str) -> bool:
-        if name in self._initializers:
+        if name in self._initializers or name in self._sparse:
             return True
         if not name or name in self._inputs:
             return False
@@ -265,7 +272,10 @@ def _run(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> Array:
 
     inputs = [onnx.ValueInfoProto(name=name) for name in feeds]
     outputs = [onnx.ValueInfoProto(name=node.output[0])]
-    graph = helper.make_graph([node], "expression", inputs, outputs)
+    standard = onnx.NodeProto()
+    standard.CopyFrom(node)
+    standard.domain = ""
+    graph = helper.make_graph([standard], "expression", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     results = ReferenceEvaluator(model).run(None, dict(feeds))
     return np.asarray(next(iter(results)))

@@ -24,6 +24,7 @@ from bnfold.onnx.lift.nodes import (
     lift_map,
     require_channels,
 )
+from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
 from bnfold.onnx.lift.shape_inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.onnx.proto.names import (
@@ -33,8 +34,11 @@ from bnfold.onnx.proto.names import (
     label,
     opset_version,
     reads_from_outside,
+    string_attribute,
     subgraphs,
 )
+from bnfold.onnx.proto.order import execution_order
+from bnfold.onnx.proto.schemas import foreign_attribute
 from bnfold.reasons import Stop, StopCode
 
 _JOINS = frozenset({Op.ADD, Op.MUL, Op.DIV, Op.CONCAT})
@@ -141,7 +145,7 @@ class _Lifter:
 
         Args:
             types: What is known about its values.
-            inferred: The same graph after shape inference.
+            inferred: The same graph after shape inference, its nodes in the order in which they run.
         """
         scope = self._scope
         self._types = types
@@ -152,23 +156,28 @@ class _Lifter:
         for name in names:
             self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
         in_bias: set[int] = set()
-        for index, node in enumerate(scope.graph.node):
+        for position, index in enumerate(execution_order(scope.graph)):
+            node = scope.graph.node[index]
             outputs = [name for name in node.output if name]
-            for position, name in enumerate(node.input):
-                if _reads_type_only(node, position):
+            for place, name in enumerate(node.input):
+                if _reads_type_only(node, place):
                     self._measure(name, scope.prefix + label(node))
             if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
                 continue
             bias_index = self._find_bias(node)
             if bias_index is not None:
                 in_bias.add(bias_index)
-            lifted = self._lift_node(node, Handle(scope, index, bias_index))
-            if not self._extends_chain(lifted, index):
-                self._graph.add(lifted)
+            for lifted in self._lifted(node, Handle(scope, index, bias_index)):
+                if not self._extends_chain(lifted, index):
+                    self._graph.add(lifted)
             for (name, inner), (_, inner_inferred) in zip(
-                subgraphs(node), subgraphs(inferred.node[index]), strict=True
+                subgraphs(node), subgraphs(inferred.node[position]), strict=True
             ):
                 self._nest(f"{scope.prefix}{label(node)}.{name}/", inner, inner_inferred)
+
+        if self._outer is not None:
+            for output in scope.graph.output:
+                self._value(output if isinstance(output, str) else output.name)
 
     def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         scope = self._scope
@@ -178,6 +187,60 @@ class _Lifter:
         constants = Constants(scope.constants.model, graph, scope.opset, types, scope.constants)
         inner = Scope(graph, constants, scope.opset, scope.root, scope.depth + 1, prefix)
         _Lifter(self._graph, inner, self).lift(types, inferred)
+
+    def _lifted(self, node: onnx.NodeProto, handle: Handle) -> tuple[Node, ...]:
+        foreign = foreign_attribute(node, self._scope.opset)
+        if foreign is not None:
+            reason = f"'{foreign}' is no attribute of {node.op_type} in opset {self._scope.opset}"
+            return (self._opaque(node, handle, Stop(StopCode.NO_RULE, reason)),)
+        if is_runtime_map(node):
+            return self._lift_runtime_map(node, handle)
+        return (self._lift_node(node, handle),)
+
+    def _opaque(self, node: onnx.NodeProto, handle: Handle, stop: Stop) -> Node:
+        """A node that nothing passes, for a reason that is known."""
+        name = self._scope.prefix + label(node)
+        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        if is_standard(node, "BatchNormalization"):
+            return AffineNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=inputs[:1],
+                also_reads=inputs[1:],
+                outputs=self._outputs(node, None),
+                handle=handle,
+                kind=Kind.BATCH_NORM,
+                stop=stop,
+            )
+        outputs = self._outputs(node, None)
+        return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+
+    def _lift_runtime_map(self, node: onnx.NodeProto, handle: Handle) -> tuple[Node, ...]:
+        """A map in the form that onnxruntime writes: FusedConv as a Conv and what comes behind it in the same node."""
+        conv = fused_convolution(node)
+        found = None if conv is None else lift_map(conv, self._scope.constants, None, None)
+        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        if conv is None or not isinstance(found, LinearMap) or inputs[:1] != (self._value(node.input[0]),):
+            return (self._opaque(node, handle, found if isinstance(found, Stop) else runtime_map_stop(node)),)
+        require_channels(node, inputs[0], found.input_axis, found.in_channels)
+        name, outputs = self._scope.prefix + label(node), self._outputs(node, (None,) * len(found.weight.shape))
+        product = Value(f"{node.output[0]}#product", outputs[0].shape, outputs[0].dtype)
+        # Without a window it is not merged with others: what comes behind it is part of its node.
+        alone = replace(found, window=None)
+        activation = string_attribute(node, "activation", "")
+        return (
+            MapNode(
+                name=name, op_type=node.op_type, inputs=inputs[:1], outputs=(product,), handle=handle, linear=alone
+            ),
+            OpNode(
+                name=name,
+                op_type=activation or "Add",
+                inputs=(product, *inputs[1:]),
+                outputs=outputs,
+                handle=handle,
+                op=Op.RELU if activation in ("Relu", "LeakyRelu") and len(inputs) == 1 else Op.OPAQUE,
+            ),
+        )
 
     def _lift_node(self, node: onnx.NodeProto, handle: Handle) -> Node:
         name = self._scope.prefix + label(node)

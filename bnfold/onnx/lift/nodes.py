@@ -61,7 +61,8 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     for parameter, name in zip(_PARAMETERS, node.input[1:5], strict=True):
         constant = constants.find(name)
         if constant is None:
-            return Stop(StopCode.PARAMETERS_NOT_CONSTANT, f"its {parameter} '{name}' is not a constant of the model")
+            what = "is a sparse initializer" if constants.is_sparse(name) else "is not a constant of the model"
+            return Stop(StopCode.PARAMETERS_NOT_CONSTANT, f"its {parameter} '{name}' {what}")
         if constant.overridable:
             return Stop(StopCode.OVERRIDABLE, f"its {parameter} '{name}' is a model input that a caller may override")
         found.append(constant)
@@ -168,6 +169,9 @@ def _weight(node: onnx.NodeProto, position: int, constants: Constants) -> Consta
         producer = constants.producer(name)
         if producer is not None and producer.op_type == "DequantizeLinear":
             return Stop(StopCode.QUANTIZED_WEIGHT, f"the weight '{name}' of {_of(node)} is quantised")
+        if constants.is_sparse(name):
+            reason = f"the weight '{name}' of {_of(node)} is a sparse initializer, which a fold would make dense"
+            return Stop(StopCode.WEIGHT_NOT_CONSTANT, reason)
         return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the weight '{name}' of {_of(node)} is not a constant")
     if weight.overridable:
         reason = f"the weight '{name}' of {_of(node)} is a model input that a caller may override"

@@ -1,18 +1,28 @@
-"""Shape inference, helped where it gives up.
+"""Shapes and element types: what follows from the nodes, from the weights around them, and then from what is declared.
 
 onnx's inference follows integers through Shape, Gather, Concat and a few others. Exporters compute shapes with more
 than that (Mod, Where, …), and behind one Reshape whose shape is not followed every rank is unknown. Where such an input
-is a constant expression after all, its value is put in its place, and inference runs again.
+is a constant expression after all, its value is put in its place; where a weight proves what its reader is given, that
+is noted (see `proofs`); and inference runs again.
+
+What a file declares of its own values may be left over from an earlier version of the model: runtimes go by what they
+compute. So it is asked last, and if any of it contradicts what follows, none of it is believed.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+import onnx.shape_inference
+from onnx import helper, numpy_helper
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.types import value_types
-from bnfold.onnx.proto.names import is_standard, opset_version
+from bnfold.onnx.lift.reshape_sizes import note_reshapes
+from bnfold.onnx.lift.shape_proofs import note_proofs, read_as_standard
+from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
+from bnfold.onnx.proto.names import is_standard, nested, opset_version
+from bnfold.onnx.proto.normalise import normalise
 
 _SHAPE_INPUTS = {
     "Reshape": (1,),
@@ -33,6 +43,19 @@ _SHAPE_INPUTS = {
 
 _MOST_ROUNDS = 4
 _MOST_ELEMENTS = 64
+_INITIALIZERS_ARE_INPUTS_BEFORE = 4
+
+_INFERENCE_ERRORS = (
+    onnx.shape_inference.InferenceError,
+    RuntimeError,  # what else C++ code throws at a hostile file
+    ValueError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
+
+_Declared = list[dict[str, onnx.TypeProto]]
+"""For each graph, in the order of `nested`: the types with shapes that it declares of what it computes."""
 
 
 def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
@@ -42,22 +65,149 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
         model: A checked model; it is not changed.
 
     Returns:
-        Its skeleton with the same nodes, and what is known about its values declared.
+        Its skeleton, normalised, so that its nodes are in the order in which they can run, and with what is known about
+        its values declared.
     """
     skeleton = skeleton_for_inference(model)
-    result = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    skeleton.ir_version = max(skeleton.ir_version, 4)  # from then on an initializer need not be an input
+    normalise(skeleton)
+    skeleton.ir_version = max(skeleton.ir_version, _INITIALIZERS_ARE_INPUTS_BEFORE)
+    read_as_standard(skeleton)
+    _give_up_sparse(skeleton.graph)
+    open_sizes = _name_open_sizes(skeleton.graph)
+    declared = _take_declared(skeleton.graph)
+    result = _inferred(model, skeleton, open_sizes)
+    if _contradicts(declared, result.graph, open_sizes) or not _adds(declared, result.graph):
+        return result
+    _put_declared(skeleton.graph, declared, result.graph, ranks_only=bool(open_sizes))
+    believed = _inferred(model, skeleton, open_sizes)
+    return result if _contradicts(declared, believed.graph, open_sizes) else believed
+
+
+def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset[str]) -> onnx.ModelProto:
+    result = _infer(skeleton)
     for _ in range(_MOST_ROUNDS):
-        if not _spell_out(model, skeleton, result):
+        types = value_types(result.graph)
+        constants = Constants(model, model.proto.graph, opset_version(model.proto.opset_import), types)
+        news = [
+            _spell_out(skeleton, constants, types),
+            note_reshapes(skeleton.graph, constants, types, open_sizes),
+            note_proofs(skeleton.graph, result.graph),
+        ]
+        if not any(news):
             break
-        result = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        result = _infer(skeleton)
     return result
 
 
-def _spell_out(model: OnnxModel, skeleton: onnx.ModelProto, result: onnx.ModelProto) -> bool:
+def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """What onnx infers; the skeleton itself where its code gives up altogether."""
+    for data_prop in (True, False):
+        try:
+            return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
+        except _INFERENCE_ERRORS:
+            continue
+    return skeleton
+
+
+def _give_up_sparse(graph: onnx.GraphProto) -> None:
+    """Makes inputs of sparse initializers: no operator takes a sparse tensor, and runtimes make them dense."""
+    graph.input.extend(
+        helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
+        for sparse in graph.sparse_initializer
+    )
+    del graph.sparse_initializer[:]
+
+
+def _name_open_sizes(graph: onnx.GraphProto) -> frozenset[str]:
+    """Gives each open size of an input a name of its own.
+
+    Runtimes do not hold a caller to sizes being equal that have one name.
+    """
+    names = set()
+    for value in graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ()):
+            if not dim.HasField("dim_value"):
+                dim.dim_param = f"{value.name}[{axis}]"
+                names.add(dim.dim_param)
+    return frozenset(names)
+
+
+def _declaring(graph: onnx.GraphProto, *, main: bool) -> Iterator[onnx.ValueInfoProto]:
+    """What declares something of values that a graph computes, or that are computed for it."""
+    yield from graph.value_info
+    yield from graph.output
+    if not main:
+        yield from graph.input
+
+
+def _take_declared(main: onnx.GraphProto) -> _Declared:
+    declared: _Declared = []
+    for graph in nested(main):
+        found: dict[str, onnx.TypeProto] = {}
+        for value in _declaring(graph, main=graph is main):
+            if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
+                found[value.name] = onnx.TypeProto.FromString(value.type.SerializeToString())
+                value.type.tensor_type.ClearField("shape")
+        declared.append(found)
+    return declared
+
+
+def _put_declared(main: onnx.GraphProto, declared: _Declared, result: onnx.GraphProto, *, ranks_only: bool) -> None:
+    """Declares what the file does, where the inference knows less.
+
+    Where inputs have open sizes, those of the outputs are often those of an example: of them only the ranks count.
+    """
+    for graph, found, inferred in zip(nested(main), declared, nested(result), strict=True):
+        known = value_types(inferred)
+        outputs = {value.name for value in graph.output} if graph is main and ranks_only else set()
+        values = {value.name: value for value in _declaring(graph, main=graph is main)}
+        for name, type_ in found.items():
+            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            if shape is None:
+                continue
+            if name in outputs:
+                shape = (None,) * len(shape)
+            old = (None,) * len(shape) if old is None else old
+            merged = [
+                new if isinstance(new, int) and not isinstance(size, int) else size
+                for new, size in zip(shape, old, strict=True)
+            ]
+            declare(values[name], tuple(size if isinstance(size, int) else None for size in merged))
+
+
+def _adds(declared: _Declared, result: onnx.GraphProto) -> bool:
+    """Whether anything declared says more than what was inferred."""
+    for found, inferred in zip(declared, nested(result), strict=True):
+        known = value_types(inferred)
+        for name, type_ in found.items():
+            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            if shape is not None and (old is None or any(map(_says_more, shape, old))):
+                return True
+    return False
+
+
+def _says_more(declared: int | str | None, inferred: int | str | None) -> bool:
+    return isinstance(declared, int) and not isinstance(inferred, int)
+
+
+def _contradicts(declared: _Declared, result: onnx.GraphProto, open_sizes: frozenset[str]) -> bool:
+    """Whether anything declared is another rank or size than what was inferred, or one size where any is allowed."""
+    for found, inferred in zip(declared, nested(result), strict=True):
+        known = value_types(inferred)
+        for name, type_ in found.items():
+            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            if shape is None or old is None:
+                continue
+            if len(shape) != len(old):
+                return True
+            fixed = [(size, other) for size, other in zip(shape, old, strict=True) if isinstance(size, int)]
+            if any(other in open_sizes or (isinstance(other, int) and size != other) for size, other in fixed):
+                return True
+    return False
+
+
+def _spell_out(skeleton: onnx.ModelProto, constants: Constants, types: ValueTypes) -> bool:
     """Writes the values of constant shapes into a skeleton, where the shape of the result is not known; says if any."""
-    types = value_types(result.graph)
-    constants = Constants(model, model.proto.graph, opset_version(model.proto.opset_import), types)
     found = False
     for node in skeleton.graph.node:
         if not is_standard(node, *_SHAPE_INPUTS):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -31,22 +32,28 @@ def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
             types[tensor.name] = (tuple(tensor.dims), _dtype_name(tensor.data_type))
     for value in declared:
         if value.type.HasField("tensor_type"):
-            types[value.name] = _tensor_type(value.type.tensor_type)
+            tensor_type = value.type.tensor_type
+            types[value.name] = shape_of(tensor_type), _dtype_name(tensor_type.elem_type)
     return types
 
 
-def _tensor_type(tensor_type: onnx.TypeProto.Tensor) -> tuple[Shape | None, str]:
-    dtype = _dtype_name(tensor_type.elem_type)
-    # An absent shape means an unknown rank, an empty one means a scalar.
+def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:
+    """The shape that a type declares; None for an absent one, whose rank is unknown, while an empty one is a scalar."""
     if not tensor_type.HasField("shape"):
-        return None, dtype
-    shape: list[int | str | None] = []
-    for dim in tensor_type.shape.dim:
-        if dim.HasField("dim_value"):
-            shape.append(dim.dim_value)
-        else:
-            shape.append(dim.dim_param or None)
-    return tuple(shape), dtype
+        return None
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim)
+
+
+def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:
+    """Declares the sizes of a tensor."""
+    declared = value.type.tensor_type.shape
+    del declared.dim[:]
+    for size in shape:
+        dim = declared.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
 
 
 def _dtype_name(data_type: int) -> str:
@@ -62,3 +69,8 @@ def numpy_dtype(data_type: int) -> DType | None:
         return helper.tensor_dtype_to_np_dtype(data_type)
     except KeyError:
         return None
+
+
+def element_type(dtype: str) -> int:
+    """The ONNX element type of a dtype, by its name."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
+from onnx import defs
 
 GraphLike = onnx.GraphProto | onnx.FunctionProto
 
@@ -21,8 +22,14 @@ def is_standard(node: onnx.NodeProto, *op_types: str) -> bool:
 
 
 def opset_version(imports: Sequence[onnx.OperatorSetIdProto]) -> int:
-    """The version of the default domain, 0 if it is not imported."""
-    return max((entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS), default=0)
+    """The version of the default domain that runtimes take: the last one that is imported.
+
+    Where others are imported but not this one, it is the newest; the files of before there were imports are of opset 1.
+    """
+    if not imports:
+        return 1
+    versions = [entry.version for entry in imports if entry.domain in DEFAULT_DOMAINS]
+    return versions[-1] if versions else defs.onnx_opset_version()
 
 
 def find_attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
 from bnfold.input_spec import Array, Shapes
+from bnfold.onnx.lift.check import check
+from bnfold.onnx.proto.normalise import normalise
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
@@ -128,6 +130,9 @@ def _verify_on(
 def _compare_models(device: Device, folded_device: Device, task: _Task, clock: Clock, fell_back: str | None) -> Report:
     original = task.original.skeleton()
     folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+    for model in (original, folded):
+        check(model)
+        normalise(model.proto)
     with _original_errors(task.original, device):
         with clock.measure("original_session"):
             session = task.original.session(device)
@@ -210,7 +215,8 @@ def _original_errors(source: Source, device: Device) -> Iterator[None]:
         if failure.kind in (FailureKind.NO_KERNEL, FailureKind.DEVICE):
             raise DeviceError(f"{source.label} cannot run on {device.provider}: {failure}") from failure
         raise VerificationError(
-            f"{source.label} does not run in onnxruntime, so nothing can be compared with it: {failure}"
+            f"{source.label} does not run in onnxruntime, so nothing can be compared with it: {failure}",
+            hint="`bnfold fold --no-verify` folds it all the same, and `bnfold inspect` reads it.",
         ) from failure
 
 

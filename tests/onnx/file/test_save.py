@@ -15,8 +15,9 @@ import pytest
 
 from bnfold.errors import ModelLoadError, OutputError
 from bnfold.onnx.file import save as save_module
-from bnfold.onnx.file.load import OnnxModel, check, from_proto, load
+from bnfold.onnx.file.load import OnnxModel, from_proto, load
 from bnfold.onnx.file.save import Staged, save, stage
+from bnfold.onnx.lift.check import check
 
 BACKEND_DATA = Path(onnx.backend.test.__file__).parent / "data"
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-import onnx.shape_inference
 from onnx import helper
 
-from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
-from bnfold.onnx.lift.types import Shape, value_types
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.types import Shape, element_type, value_types
 from bnfold.onnx.proto.names import is_standard
 from bnfold.verification.judging.metrics import ROUNDOFF
 from bnfold.verification.onnx.sites.bounds import Operand, edge_magnitude
@@ -25,8 +23,7 @@ class Edges:
 
     def __init__(self, emitter: Emitter, original: OnnxModel) -> None:
         self._emitter = emitter
-        inferred = onnx.shape_inference.infer_shapes(skeleton_for_inference(original), data_prop=True)
-        self._types = value_types(inferred.graph)
+        self._types = value_types(with_inferred_shapes(original).graph)
         self._constants = {tensor.name for tensor in original.proto.graph.initializer}
         for node in original.proto.graph.node:
             if is_standard(node, "Constant") or (node.input and self._constants.issuperset(filter(None, node.input))):
@@ -40,7 +37,7 @@ class Edges:
     def data_type(self, name: str) -> int:
         """The element type of a value of the original, 0 if it is unknown."""
         dtype = self._types.get(name, (None, ""))[1]
-        return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype))) if dtype else 0
+        return element_type(dtype) if dtype else 0
 
     def operand(self, name: str) -> Operand:
         """A value of the original, as something that a region reads."""

@@ -1,0 +1,204 @@
+"""What the readers of a value prove of it: rank and sizes flow backward too.
+
+A Conv with a weight of rank 4 reads a value of rank 4 with as many channels as the weight is for, whatever computes it;
+an elementwise operator reads what it gives. onnx's own inference goes forward only, and does not know operators of
+other domains. A node that is given anything of another shape does not run, and nothing behind it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import onnx
+from onnx import helper
+
+from bnfold.onnx.lift.types import Shape, declare, element_type, value_types
+from bnfold.onnx.proto.names import int_attribute, is_standard, nested
+
+_SAME_SHAPE = frozenset(
+    "Abs BatchNormalization Cast CastLike Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid"
+    " HardSwish Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg"
+    " PRelu QuantizeLinear DequantizeLinear Reciprocal Relu Round Selu Shrink Sigmoid Sign Softmax Softplus Softsign"
+    " Sqrt Swish Tanh ThresholdedRelu".split()
+)
+"""Operators whose first output has the shape of the first input."""
+_OTHER_TYPE = frozenset({"Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"})
+_SAME_CHANNELS = frozenset("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split())
+"""Operators that keep the rank and the first two sizes."""
+_SAME_RANK = frozenset("Pad Resize Slice Tile Transpose Upsample".split())
+_ARITHMETIC = frozenset("Add Sub Mul Div".split())
+
+_ELEMENTWISE_ELSEWHERE = frozenset(
+    {
+        *(("com.microsoft", name) for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")),
+        *(("ai.onnx.ml", name) for name in ("Binarizer", "Imputer")),
+    }
+)
+_SCALERS = frozenset({("ai.onnx.ml", "Scaler"), ("ai.onnx.ml", "Normalizer")})
+"""Elementwise too, and their result is float32 whatever they read."""
+FUSED_MAPS = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+"""Operators of the domain `com.microsoft` that are one of the standard, and then an activation."""
+
+Types = Mapping[str, tuple[Shape | None, str]]
+Proof = tuple[str, Shape, str]
+"""A value, what its shape is like, and its element type, or "" if that is not proved."""
+
+
+def read_as_standard(proto: onnx.ModelProto) -> None:
+    """Puts standard operators in the place of those of other domains whose results have the same type and shape.
+
+    Args:
+        proto: A skeleton for shape inference; what it computes changes.
+    """
+    local = {(function.domain, function.name) for function in proto.functions}
+    for graph in nested(proto.graph):
+        for node in graph.node:
+            key = (node.domain, node.op_type)
+            if key in local or not node.domain:
+                continue
+            if key in _ELEMENTWISE_ELSEWHERE:
+                _become(node, "Identity", 1, {})
+            elif key in _SCALERS:
+                _become(node, "Cast", 1, {"to": onnx.TensorProto.FLOAT})
+            elif node.domain == "com.microsoft" and node.op_type in FUSED_MAPS:
+                kept = [given for given in node.attribute if not given.name.startswith("activation")]
+                _become(node, FUSED_MAPS[node.op_type], 3, {})
+                node.attribute.extend(kept)
+
+
+def _become(node: onnx.NodeProto, op_type: str, inputs: int, attributes: Mapping[str, int]) -> None:
+    node.op_type, node.domain = op_type, ""
+    del node.input[inputs:], node.output[1:], node.attribute[:]
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+
+
+def note_proofs(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
+    """Declares in a skeleton what readers prove and inference does not know.
+
+    Args:
+        main: The main graph of the skeleton, its nodes in the order in which they run.
+        inferred: The same after inference.
+
+    Returns:
+        Whether there was anything.
+    """
+    noted = False
+    outer: dict[str, tuple[Shape | None, str]] = {}
+    for graph, known in zip(nested(main), nested(inferred), strict=True):
+        types = outer | value_types(known)
+        outer = outer or types
+        own = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+        places = {value.name: value for value in (*graph.value_info, *graph.output, *graph.input)}
+        for node in reversed(graph.node):
+            for name, shape, dtype in _proofs(node, types):
+                merged = _merged(types.get(name, (None, "")), shape, dtype) if name in own else None
+                if merged is not None and merged[1]:
+                    types[name] = merged
+                    place = places[name] = places.get(name) or graph.value_info.add(name=name)
+                    place.type.tensor_type.elem_type = element_type(merged[1])
+                    declare(place, merged[0])
+                    noted = True
+    return noted
+
+
+def _merged(known: tuple[Shape | None, str], shape: Shape, dtype: str) -> tuple[Shape, str] | None:
+    """What is known together with what is proved; None if that is no more than what is known."""
+    old, old_dtype = known
+    if old is None:
+        return shape, old_dtype or dtype
+    if len(old) != len(shape):
+        return None
+    sizes = tuple(
+        size if isinstance(size, int) and not isinstance(before, int) else before
+        for before, size in zip(old, shape, strict=True)
+    )
+    return None if sizes == old else (sizes, old_dtype or dtype)
+
+
+def _proofs(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    """What a node that runs proves of what it reads."""
+    rule = _RULES.get(node.op_type) if is_standard(node, node.op_type) else None
+    if rule is not None and node.input and node.output:
+        yield from rule(node, types)
+
+
+def _shape(types: Types, name: str) -> Shape | None:
+    return types.get(name, (None, ""))[0]
+
+
+def _dtype(types: Types, name: str) -> str:
+    return types.get(name, (None, ""))[1]
+
+
+def _convolution(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    weight, dtype = types.get(node.input[1], (None, ""))
+    if weight is None or len(weight) < 3:
+        return
+    channels = weight[0] if node.op_type == "ConvTranspose" else weight[1]
+    if isinstance(channels, int) and node.op_type == "Conv":
+        channels *= int_attribute(node, "group", 1)
+    yield node.input[0], (None, channels, *(None for _ in weight[2:])), dtype
+
+
+def _gemm(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    weight, dtype = types.get(node.input[1], (None, ""))
+    rows = None if weight is None or len(weight) != 2 else weight[1 if int_attribute(node, "transB", 0) else 0]
+    yield node.input[0], ((rows, None) if int_attribute(node, "transA", 0) else (None, rows)), dtype
+
+
+def _same_shape(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    shape = _shape(types, node.output[0])
+    channels = None
+    if node.op_type == "BatchNormalization":
+        parameters = _shape(types, node.input[1])
+        channels = parameters[0] if parameters is not None and len(parameters) == 1 else None
+    if shape is None:
+        return
+    if isinstance(channels, int) and len(shape) > 1:
+        shape = (shape[0], channels, *shape[2:])
+    dtype = "" if node.op_type in _OTHER_TYPE else _dtype(types, node.output[0])
+    yield node.input[0], shape, dtype
+
+
+def _same_channels(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    shape = _shape(types, node.output[0])
+    if shape is not None:
+        yield node.input[0], (*shape[:2], *(None for _ in shape[2:])), _dtype(types, node.output[0])
+
+
+def _same_rank(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    shape = _shape(types, node.output[0])
+    if shape is not None:
+        yield node.input[0], (None,) * len(shape), _dtype(types, node.output[0])
+
+
+def _concat(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    shape = _shape(types, node.output[0])
+    if shape is None:
+        shape = next((found for name in node.input if (found := _shape(types, name)) is not None), None)
+    for name in node.input if shape is not None else ():
+        yield name, (None,) * len(shape or ()), _dtype(types, node.output[0])
+
+
+def _arithmetic(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    """An operand has the rank of the result if the other one has less."""
+    shape = _shape(types, node.output[0])
+    first, second = node.input
+    for name, other in ((first, second), (second, first)):
+        operand = _shape(types, other)
+        if shape is not None and operand is not None and len(operand) < len(shape):
+            yield name, (None,) * len(shape), _dtype(types, node.output[0])
+
+
+def _depth(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+    yield node.input[0], (None,) * 4, _dtype(types, node.output[0])
+
+
+_RULES: Mapping[str, Callable[[onnx.NodeProto, Types], Iterator[Proof]]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), _convolution),
+    "Gemm": _gemm,
+    **dict.fromkeys(_SAME_SHAPE, _same_shape),
+    **dict.fromkeys(_SAME_CHANNELS, _same_channels),
+    **dict.fromkeys(_SAME_RANK, _same_rank),
+    "Concat": _concat,
+    **dict.fromkeys(_ARITHMETIC, _arithmetic),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _depth),
+}

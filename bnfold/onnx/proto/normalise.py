@@ -1,0 +1,102 @@
+"""One way of writing down what runtimes take in several.
+
+onnxruntime runs models whose nodes are not sorted, that spell the default domain `ai.onnx`, that import a domain not at
+all or twice, or whose sizes are -1, 0 or "?". What is planned is planned on such a model as the standard would have it.
+Nothing here changes what a model computes.
+"""
+
+import re
+from collections.abc import Iterable, MutableSequence
+from copy import deepcopy
+from typing import TypeVar
+
+import onnx
+from onnx import defs, helper
+
+from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, defined_names, nested, opset_version
+from bnfold.onnx.proto.order import execution_order
+
+_LISTS_INITIALIZERS_BEFORE = 4
+"""In older IR versions every initializer is also an input of its graph."""
+
+Item = TypeVar("Item")
+
+_PLACEHOLDER = re.compile(r"[^A-Za-z]*|none|null|nan|unk|unknown|any|dyn|dynamic", re.IGNORECASE)
+
+
+def is_placeholder(symbol: str) -> bool:
+    """Whether the name of a size says no more than that it is not known: "?", "", "-1", "None" and the like."""
+    return _PLACEHOLDER.fullmatch(symbol) is not None
+
+
+def normalise(proto: onnx.ModelProto) -> None:
+    """Writes a model as the standard asks for, in place.
+
+    Args:
+        proto: A checked model.
+
+    Raises:
+        ModelLoadError: A value of it depends on itself.
+    """
+    for scope in (proto, *proto.functions):
+        _name_domains(scope.opset_import, scope.graph if isinstance(scope, onnx.ModelProto) else scope)
+    for graph in all_graphs(proto):
+        order = execution_order(graph)
+        if order != [*range(len(order))]:
+            nodes = [graph.node[index] for index in order]
+            _replace(graph.node, nodes)
+        if isinstance(graph, onnx.GraphProto):
+            _tidy(graph)
+    if proto.ir_version < _LISTS_INITIALIZERS_BEFORE:
+        _list_initializers(proto.graph)
+
+
+def _name_domains(imports: MutableSequence[onnx.OperatorSetIdProto], graph: GraphLike) -> None:
+    """Spells the default domain as "", and imports each domain that is used once, the default one first."""
+    versions = {"": opset_version(imports)}
+    versions |= {entry.domain: entry.version for entry in imports if entry.domain not in DEFAULT_DOMAINS}
+    for inner in nested(graph):
+        for node in inner.node:
+            node.domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
+            versions.setdefault(node.domain, _newest(node.domain))
+    _replace(imports, [helper.make_opsetid(domain, version) for domain, version in versions.items()])
+
+
+def _newest(domain: str) -> int:
+    return max((schema.since_version for schema in defs.get_all_schemas() if schema.domain == domain), default=1)
+
+
+def _tidy(graph: onnx.GraphProto) -> None:
+    graph.name = graph.name or "graph"
+    _replace(graph.initializer, {tensor.name: tensor for tensor in graph.initializer if tensor.name}.values())
+    known = {*defined_names(graph)} - {value.name for value in (*graph.input, *graph.output)}
+    infos = {value.name: value for value in graph.value_info if value.name in known and value.HasField("type")}
+    _replace(graph.value_info, infos.values())
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.HasField("tensor_type"):
+            for dim in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
+                if is_unknown(dim):
+                    dim.Clear()
+
+
+def is_unknown(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether a declared size says nothing: exporters write unknown ones as 0, as -1, or as a placeholder."""
+    return dim.dim_value <= 0 if dim.HasField("dim_value") else is_placeholder(dim.dim_param)
+
+
+def _list_initializers(graph: onnx.GraphProto) -> None:
+    listed = {value.name for value in graph.input}
+    graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name not in listed
+    )
+
+
+def _replace(field: MutableSequence[Item], items: Iterable[Item]) -> None:
+    kept = [*items]
+    if len(kept) == len(field) and all(new is old for new, old in zip(kept, field, strict=True)):
+        return
+    copies = [deepcopy(item) for item in kept]
+    del field[:]
+    field.extend(copies)
