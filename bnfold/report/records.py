@@ -95,6 +95,7 @@ class VerifyConfig:
         graph_optimizations: The runtime's graph optimisation level, the same for both models.
         oracle: What the original's rounding error is measured against: "float64"; "none" if that is not known.
         oracle_note: Why there is none where there should be one; "" otherwise.
+        inputs_note: Which sizes the model calls by one name although they differ; "" if there are none.
     """
 
     seed: int
@@ -108,6 +109,7 @@ class VerifyConfig:
     graph_optimizations: str = "disabled"
     oracle: str = "none"
     oracle_note: str = ""
+    inputs_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,8 @@ class Report:
             figures.append(f"worst noise ratio {max(ratios):.3g} (limit {config.noise_limit:g})")
         if config.rtol is not None or config.atol is not None:
             figures.append(f"rtol {config.rtol or 0.0:g} and atol {config.atol or 0.0:g} instead of the noise ratio")
+        if config.inputs_note:
+            figures.append(f"in the inputs {config.inputs_note}")
         differences = [output.max_abs for output in self.outputs if output.max_abs is not None]
         if differences:
             figures.append(f"max abs {max(differences):.2g}")

@@ -13,7 +13,7 @@ from typing import TypeVar
 import onnx
 from onnx import defs, helper
 
-from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, defined_names, nested, opset_version
+from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, defined_names, nested
 from bnfold.onnx.proto.order import execution_order
 
 _LISTS_INITIALIZERS_BEFORE = 4
@@ -52,18 +52,22 @@ def normalise(proto: onnx.ModelProto) -> None:
 
 
 def _name_domains(imports: MutableSequence[onnx.OperatorSetIdProto], graph: GraphLike) -> None:
-    """Spells the default domain as "", and imports each domain that is used once, the default one first."""
-    versions = {"": opset_version(imports)}
-    versions |= {entry.domain: entry.version for entry in imports if entry.domain not in DEFAULT_DOMAINS}
+    """Spells the default domain as "", and imports each domain that is used once."""
+    versions = {"" if entry.domain in DEFAULT_DOMAINS else entry.domain: entry.version for entry in imports}
+    used: dict[str, set[str]] = {}
     for inner in nested(graph):
         for node in inner.node:
             node.domain = "" if node.domain in DEFAULT_DOMAINS else node.domain
-            versions.setdefault(node.domain, _newest(node.domain))
+            used.setdefault(node.domain, set()).add(node.op_type)
+    for domain, op_types in used.items():
+        if domain not in versions:
+            versions[domain] = _newest(domain, op_types) if imports else 1
     _replace(imports, [helper.make_opsetid(domain, version) for domain, version in versions.items()])
 
 
-def _newest(domain: str) -> int:
-    return max((schema.since_version for schema in defs.get_all_schemas() if schema.domain == domain), default=1)
+def _newest(domain: str, op_types: set[str]) -> int:
+    """The first version of a domain in which some operators are what they are in the newest one."""
+    return max((defs.get_schema(name, domain).since_version for name in op_types if defs.has(name, domain)), default=1)
 
 
 def _tidy(graph: onnx.GraphProto) -> None:

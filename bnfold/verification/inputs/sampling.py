@@ -11,6 +11,7 @@ from onnx import helper
 
 from bnfold.errors import UnsupportedModelError, UsageError
 from bnfold.input_spec import DTYPES, Array
+from bnfold.onnx.proto.normalise import is_unknown
 from bnfold.verification.judging.metrics import is_float
 
 Range = tuple[float, float]
@@ -121,7 +122,6 @@ def _declared(value: onnx.ValueInfoProto) -> DeclaredInput:
 
 
 def _dim(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> int | str:
-    # Some exporters write an unknown size as -1 or 0.
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return int(dim.dim_value)
-    return dim.dim_param or f"{name}[{axis}]"
+    if is_unknown(dim):
+        return f"{name}[{axis}]"
+    return int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param)

@@ -22,14 +22,14 @@ _BATCH = (1, 2)
 
 
 def bind(declared: Sequence[DeclaredInput], shapes: Mapping[str, InputSpec]) -> Sizes:
-    """The open sizes that given shapes fix.
+    """The open sizes that given shapes fix; of several for one symbol the first, see `unequal_sizes`.
 
     Args:
         declared: The model's inputs.
         shapes: Given shapes, by the name of an input that exists.
 
     Raises:
-        UsageError: A shape contradicts what the model declares, or another given shape.
+        UsageError: A shape contradicts what the model declares.
     """
     sizes: Sizes = {}
     for item in declared:
@@ -46,13 +46,32 @@ def bind(declared: Sequence[DeclaredInput], shapes: Mapping[str, InputSpec]) -> 
                 f"{len(item.dims)}: {_text(item.dims)}"
             )
         for size, dim in zip(spec.shape, item.dims, strict=True):
-            wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
-            if size != wanted:
+            if isinstance(dim, str):
+                sizes.setdefault(dim, size)
+            elif size != dim:
                 raise UsageError(
-                    f"input {item.name!r} was given a size of {size} where {_dim_text(dim, wanted)}; "
+                    f"input {item.name!r} was given a size of {size} where the model has {dim}; "
                     f"the model takes {_text(item.dims)}"
                 )
     return sizes
+
+
+def unequal_sizes(declared: Sequence[DeclaredInput], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Which sizes a model calls by one name and was given several of, as a clause; "" if there are none.
+
+    Runtimes do not ask for them to be equal.
+
+    Args:
+        declared: The model's inputs.
+        shapes: The shape of each.
+    """
+    found: dict[str, set[int]] = {}
+    for item in declared:
+        for dim, size in zip(item.dims or (), shapes[item.name], strict=False):
+            if isinstance(dim, str):
+                found.setdefault(dim, set()).add(size)
+    said = [f"{dim!r} stands for {' and '.join(map(str, sorted(s)))}" for dim, s in found.items() if len(s) > 1]
+    return ", ".join(said)
 
 
 def fill(
@@ -147,7 +166,3 @@ def _text(dims: Sequence[int | str]) -> str:
 
 def _dim_name(key: str) -> str:
     return "?" if key.endswith("]") else key
-
-
-def _dim_text(dim: int | str, wanted: int) -> str:
-    return f"the model has {wanted}" if isinstance(dim, int) else f"{_dim_name(dim)} is already {wanted}"

@@ -15,6 +15,7 @@ from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import Range, declared_inputs
+from bnfold.verification.inputs.shapes import unequal_sizes
 from bnfold.verification.judging.comparing import Tolerances, metrics_only
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
 from bnfold.verification.onnx.outputs.evidence import Baseline, compare_runs, judge_outputs
@@ -141,6 +142,8 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         with clock.measure("original_runs"):
             references = [session.run(feed) for feed in feeds[1:]]
     config = config_of(task.feeds.seed, len(feeds), inputs, task.tolerances)
+    note = unequal_sizes(declared_inputs(original.proto), {info.name: info.shape for info in inputs})
+    config = replace(config, inputs_note=note)
     info = DeviceInfo(
         requested=task.device.value,
         used=folded_device.kind,

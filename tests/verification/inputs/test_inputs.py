@@ -170,7 +170,6 @@ def test_an_original_that_does_not_run_is_a_verification_error():
         ({"shapes": {"q": InputSpec((1, 2))}}, "'q', which is not an input"),
         ({"shapes": {"x": InputSpec((1, 2, 3))}}, "3 dimensions, but the model takes 2: (N, C)"),
         ({"shapes": {"x": InputSpec((1, 2), "float16")}}, "was given as float16"),
-        ({"shapes": {"x": InputSpec((1, 2)), "z": InputSpec((1, 3))}}, "C is already 2"),
         ({"shapes": [(None, InputSpec((1, 2)))] * 3}, "more shapes than inputs"),
         ({"shapes": [("x", InputSpec((1, 2)))] * 2}, "two shapes"),
         ({"value_ranges": {"q": (0, 1)}}, "'q', which is not an input"),
