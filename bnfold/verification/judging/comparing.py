@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from bnfold.errors import UsageError
 from bnfold.report.records import OutputMetrics, Verdict
 from bnfold.verification.judging.gate import Evidence, judge
+from bnfold.verification.judging.leaves import count_of
 from bnfold.verification.judging.metrics import Comparison, compare, within_tolerance
 
 Results = Mapping[str, object]
@@ -66,11 +67,16 @@ def compare_results(
     Returns:
         An entry for each output of either model.
     """
-    comparisons: dict[str, list[Comparison]] = {name: [] for name in references[0]}
-    within: dict[str, list[bool]] = {name: [] for name in references[0]}
+    names = list(dict.fromkeys(name for reference in references for name in reference))
+    comparisons: dict[str, list[Comparison]] = {name: [] for name in names}
+    within: dict[str, list[bool]] = {name: [] for name in names}
     added: dict[str, Compared] = {}
     for reference, results in zip(references, found, strict=True):
-        for name, expected in reference.items():
+        for name in names:
+            if count_of(name) in reference and (name not in reference or name not in results):
+                comparisons[name].append(Comparison())  # how long the sequence is, is compared by itself
+                continue
+            expected = reference[name]
             if name not in results:
                 comparisons[name].append(Comparison(mismatch="is missing from the folded model"))
                 continue
@@ -78,7 +84,7 @@ def compare_results(
             if tolerances is not None:
                 within[name].append(within_tolerance(expected, results[name], tolerances.rtol, tolerances.atol))
         for name in results:
-            if name not in comparisons:
+            if name not in comparisons and count_of(name) not in comparisons:
                 added[name] = Compared((Comparison(mismatch="is not an output of the original"),), ())
     return {name: Compared(tuple(comparisons[name]), tuple(within[name])) for name in comparisons} | added
 

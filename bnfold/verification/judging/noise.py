@@ -76,7 +76,9 @@ class Shift:
 
 
 def shift_between(original: object, perturbed: object) -> Shift:
-    """How far an output of the perturbed model is from the original's."""
+    """How far an output of the perturbed model is from the original's; None is one that is not there."""
+    if (original is None) != (perturbed is None):
+        return Shift(0.0, changed=True)
     if not isinstance(original, np.ndarray) or not isinstance(perturbed, np.ndarray):
         return Shift(0.0, changed=False)
     if original.shape != perturbed.shape or original.dtype != perturbed.dtype:

@@ -18,6 +18,7 @@ import numpy as np
 
 from bnfold.errors import DeviceError
 from bnfold.input_spec import Array
+from bnfold.verification.judging.leaves import leaves
 from bnfold.verification.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Device
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Session:
         self.nodes_per_provider = self._check_placement(device)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, object]:
-        """Outputs by name: an array each, or whatever the runtime gives for sequences and maps.
+        """Outputs by name, those of sequences, maps and optionals as the tensors that they hold; see `leaves`.
 
         Raises:
             RuntimeFailure: The model does not run on these inputs.
@@ -135,7 +136,7 @@ class Session:
                 results = [_from_ort_value(value) for value in self._session.run_with_ort_values(None, values)]
         except Exception as error:
             raise failure_of(error) from error
-        return dict(zip(self.outputs, results, strict=True))
+        return leaves(dict(zip(self.outputs, results, strict=True)))
 
     def _check_placement(self, device: Device) -> dict[str, int]:
         nodes, self.nodes_elsewhere = check_placement(self._session, device)

@@ -11,6 +11,7 @@ from bnfold.verification.inputs.feeds import Feed
 from bnfold.verification.judging.comparing import Compared, Results, Tolerances, compare_results, judge_without_noise
 from bnfold.verification.judging.draws import Shifts, judge_by_draws
 from bnfold.verification.judging.gate import Evidence, judge
+from bnfold.verification.judging.leaves import is_part_of
 from bnfold.verification.judging.noise import Shift, shift_between
 from bnfold.verification.onnx.outputs.noise import perturbed_runs
 from bnfold.verification.onnx.outputs.parameters import OpenModel, open_model
@@ -73,7 +74,7 @@ def judge_outputs(
             judge(Evidence(name, runs.comparisons, unmoved, has_parameters=False)) for name, runs in compared.items()
         ), 0
 
-    deaf = [name for name in compared if name not in opened.reached]
+    deaf = [name for name in compared if not any(is_part_of(name, output) for output in opened.reached)]
 
     def draw(draws: range, shifts: Shifts) -> tuple[list[str], str]:
         try:
@@ -99,10 +100,10 @@ def _measure_noise(opened: OpenModel, baseline: Baseline, draws: range, shifts: 
         RuntimeFailure: The runtime refuses a copy.
     """
     for moved in perturbed_runs(opened, baseline.device, baseline.seed, draws, baseline.feeds):
-        for name in baseline.references[0]:
-            shifts[name].append(
+        for name, drawn in shifts.items():
+            drawn.append(
                 [
-                    shift_between(reference[name], result[name])
+                    shift_between(reference.get(name), result.get(name))
                     for reference, result in zip(baseline.references, moved, strict=True)
                 ]
             )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from bnfold.input_spec import Array
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.report.records import Site, Verdict
+from bnfold.verification.judging.leaves import is_part_of
 from bnfold.verification.judging.sites import Probe, SitesOutcome, badness, judge_site, unreached_note, worst_failure
 from bnfold.verification.onnx.sites.model import NoSitesError, SitesModel, build_sites_model
 from bnfold.verification.runtime.devices import Device
@@ -68,11 +69,12 @@ def _measure(built: SitesModel, original: OnnxModel, device: Device, feed: Mappi
     results = session.run({**feed, **{tensor.name: model.array(tensor) for tensor in built.weights}})
     measured = [judge_site(probe, results) for probe in built.probes]
     measured.sort(key=badness, reverse=True)
-    names = [value.name for value in original.proto.graph.output]
+    outputs = [value.name for value in original.proto.graph.output]
+    references = {name: value for name, value in results.items() if any(is_part_of(name, output) for output in outputs)}
     return SitesOutcome(
         (*measured, *built.unreached),
         unreached_note(built.unreached, lost=built.pairing.matters and not built.probes),
-        {name: results[name] for name in names},
+        references,
     )
 
 
