@@ -51,9 +51,12 @@ ARROWS: dict[str, set[str]] = {
     "verification": {"report", "torch/capture", "verification/onnx", "verification/torch", "verification/torch/run"}
     | VERIFICATION,
     "verification/judging": {"report"},
-    "verification/inputs": {"report", "verification/judging", "verification/runtime"},
-    "verification/runtime": {"onnx/file", "onnx/proto"},
-    "verification/onnx": {"report", "verification/onnx/outputs", "verification/onnx/sites"} | VERIFICATION,
+    "verification/inputs": {"report", "onnx/proto", "verification/judging", "verification/runtime"},
+    "verification/runtime": {"onnx/file", "onnx/proto", "verification/judging"},
+    "verification/onnx": {
+        *("report", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
+    }
+    | VERIFICATION,
     "verification/onnx/outputs": {"report", "onnx/file", "onnx/proto"} | VERIFICATION,
     "verification/onnx/sites": {"report", "onnx/file", "onnx/lift", "onnx/proto"} | VERIFICATION,
     "verification/torch": {

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from bnfold.report import Verdict
+from bnfold.verification.judging.comparing import Tolerances, compare_results, judge_without_noise
 from bnfold.verification.judging.gate import Evidence, deserves_more_draws, judge
+from bnfold.verification.judging.leaves import is_part_of, leaves
 from bnfold.verification.judging.metrics import compare, within_tolerance
-from bnfold.verification.judging.noise import Shift
+from bnfold.verification.judging.noise import Shift, shift_between
 
 
 def evidence(differences, noises, *, signal=1.0, **options):
@@ -108,11 +110,46 @@ def test_tolerances(first, second, close):
     assert within_tolerance(np.array([first]), np.array([second]), 1e-4, 0.0) is close
 
 
-def test_structures_are_compared_by_value():
-    first = [{"a": 1.0}, np.array([1.0, np.nan])]
-    assert compare(first, [{"a": 1.0}, np.array([1.0, np.nan])]).change == ""
-    assert compare(first, [{"a": 2.0}, np.array([1.0, np.nan])]).change
-    assert compare(first, [{"a": 1.0}, np.array([1.0, 2.0])]).change
+def test_elements_of_sequences_are_outputs_of_their_own():
+    held = leaves({"s": [np.ones(2, np.float32), [np.zeros(3)]], "o": None, "t": np.arange(2)})
+    assert {name: np.shape(value) for name, value in held.items()} == {
+        "s (length)": (),
+        "s[0]": (2,),
+        "s[1] (length)": (),
+        "s[1][0]": (3,),
+        "o": (),
+        "t": (2,),
+    }
+    assert all(is_part_of(name, "s") for name in held if name[0] == "s")
+    assert not is_part_of("s2", "s")
+
+
+def test_maps_of_the_same_keys_are_the_rows_of_a_matrix():
+    held = leaves({"p": [{1: 0.25, 2: 0.75}, {1: 0.5, 2: 0.5}], "m": {"a": 0.1}})
+    assert np.array_equal(held["p (keys)"], [1, 2])
+    assert np.array_equal(held["p"], np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
+    assert held["p"].dtype == np.float32
+    assert held["m"].dtype == np.float64  # what float32 cannot hold stays as it is
+
+
+def test_elements_of_a_sequence_are_judged_one_by_one():
+    """A fault in a small element is not lost beside a large one, and another length is a difference by itself."""
+    original = leaves({"s": [np.full(4, 1e3), np.full(4, 1e-3)]})
+    for wrong, named in (
+        ([np.full(4, 1e3), np.full(4, 1.1e-3)], ["s[1]"]),
+        ([np.full(4, 1e3)], ["s (length)"]),
+        ([np.full(4, 1e3), np.full(4, 1e-3), np.full(4, 1.0)], ["s (length)"]),
+    ):
+        compared = compare_results([original], [leaves({"s": wrong})], Tolerances(1e-6, 0.0))
+        outputs = judge_without_noise(compared, Tolerances(1e-6, 0.0), "")
+        assert [output.name for output in outputs if output.verdict == "fail"] == named
+
+
+def test_an_optional_that_is_empty_equals_only_itself():
+    assert compare(None, None).change == ""
+    assert compare(None, np.ones(1)).change
+    assert compare(np.ones(1), None).mismatch
+    assert shift_between(None, np.ones(1)).changed
 
 
 def test_rows_agree_where_their_largest_elements_do():
