@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "verification/inputs": {"report", "onnx/proto", "verification/judging", "verification/runtime"},
     "verification/runtime": {"onnx/file", "onnx/proto", "verification/judging"},
     "verification/onnx": {
-        *("report", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
+        *("report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,
     "verification/onnx/outputs": {"report", "onnx/file", "onnx/proto"} | VERIFICATION,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
 from bnfold.input_spec import Array, Shapes
+from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.proto.normalise import normalise
 from bnfold.report.clock import Clock
@@ -16,9 +17,10 @@ from bnfold.report.report import Report
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import Range, declared_inputs
 from bnfold.verification.inputs.shapes import unequal_sizes
-from bnfold.verification.judging.comparing import Tolerances, metrics_only
+from bnfold.verification.judging.comparing import Compared, Tolerances, metrics_only
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
 from bnfold.verification.onnx.outputs.evidence import Baseline, compare_runs, judge_outputs
+from bnfold.verification.onnx.outputs.steps import Stepless
 from bnfold.verification.onnx.sites.measure import measure_sites
 from bnfold.verification.runtime.devices import (
     Device,
@@ -28,8 +30,9 @@ from bnfold.verification.runtime.devices import (
     parse_device,
     tensorrt_device,
 )
-from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
-from bnfold.verification.runtime.source import ModelLike, Source
+from bnfold.verification.runtime.initializers import drop_unused_initializers
+from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
+from bnfold.verification.runtime.source import ModelLike, Source, injected_values
 
 _Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, names of the outputs
 
@@ -158,6 +161,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
     del session  # the models and the copies run one after another: one set of weights in memory at a time
     with clock.measure("sites"):
         outcome = measure_sites(original, folded, device, feeds[0])
+    stepless = None if task.tolerances else Stepless.of(original, folded)
     del folded
     report = replace(report, sites=outcome.sites, sites_note=outcome.note)
     first = outcome.references
@@ -179,9 +183,32 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         with clock.measure("as_deployed"):
             report = replace(report, as_deployed=_run_as_deployed(task.folded, device, baseline))
     with clock.measure("noise"):
-        outputs, draws = judge_outputs(compared, baseline, task.tolerances)
+        outputs, draws = (
+            judge_outputs(compared, baseline, task.tolerances)
+            if stepless is None
+            else _judge_without_steps(stepless, compared, baseline)
+        )
     verdict, reason = decide(outputs, outcome.sites, task.tolerances)
     return replace(report, verdict=verdict, reason=reason, outputs=outputs, config=replace(config, noise_draws=draws))
+
+
+def _judge_without_steps(
+    stepless: Stepless, compared: Mapping[str, Compared], baseline: Baseline
+) -> tuple[tuple[OutputMetrics, ...], int]:
+    """The verdicts on the outputs of a quantised model, and the number of draws behind them; see `steps`."""
+    try:
+        references = [*map(_session(stepless.original, baseline.device).run, baseline.feeds)]
+        smooth = replace(baseline, model=stepless.original, references=references)
+        runs = compare_runs(_session(stepless.folded, baseline.device), smooth, None)
+    except RuntimeFailure:
+        return judge_outputs(compared, baseline, None)
+    outputs, draws = judge_outputs(runs, smooth, None)
+    return stepless.judged(outputs, compared), draws
+
+
+def _session(model: OnnxModel, device: Device) -> Session:
+    drop_unused_initializers(model.proto.graph)
+    return Session(model.proto.SerializeToString(), device, injected_values(model))
 
 
 def _run_as_deployed(folded: Source, device: Device, baseline: Baseline) -> tuple[OutputMetrics, ...]:
