@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from bnfold.onnx.file.load import OnnxModel
     from bnfold.planning.plan import Leftover, Plan
-    from bnfold.staging import Staged
+    from bnfold.staging import Staged, Written
     from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
 
     OnnxLike = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
@@ -53,7 +53,7 @@ class FoldResult(Generic[ModelT_co]):
             self._model = self._build()
         return self._model
 
-    def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> None:
+    def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
         """Writes the folded model, without verifying it.
 
         Args:
@@ -61,11 +61,14 @@ class FoldResult(Generic[ModelT_co]):
                 program to .pt2, or its state dict to .safetensors or .pt, as a module's does.
             force: Allow the file that the model was read from to be replaced.
 
+        Returns:
+            The files that are there now: the model, and its data file where the weights are not in it.
+
         Raises:
             OutputError: It cannot be written; what was there before is as it was.
         """
         with self.staged(path, force=force) as staged:
-            staged.commit()
+            return staged.commit()
 
     def staged(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "AbstractContextManager[Staged]":
         """Writes the folded model into a private folder beside its destination, to be verified there.

@@ -10,20 +10,22 @@ BnfoldError                 exit code 70 (a bug in bnfold, if raised as such)
 └── OutputError             5   the result cannot be written
 """
 
+from bnfold.printable import printable
+
 
 class BnfoldError(Exception):
     """The base of every error that bnfold raises on purpose.
 
     Args:
-        message: One sentence on what is wrong and where.
+        message: One sentence on what is wrong and where. Names in it may come from a file.
         hint: One sentence on what to do about it; may be empty.
     """
 
     exit_code = 70
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
 
 class UsageError(BnfoldError, ValueError):

@@ -1,16 +1,40 @@
 """What writing a model of any format shares: a private folder beside the destination, and the checks before it.
 
-What is written there is complete before it is renamed, and the folder goes whatever happens.
+What is written there is complete, and on the disk, before it is renamed; the folder goes whatever happens, and what a
+killed process could not remove goes with the next run.
 """
 
+import errno
 import os
+import re
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from bnfold.errors import OutputError
+from bnfold.locking import HeldByAnotherError, locked, take
 from bnfold.source_file import reason_of
+
+_PREFIX = ".bnfold-"
+_PRIVATE = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a commit put in place.
+
+    Attributes:
+        files: The files, absolute, the model itself first.
+        notes: What a caller should know of them, as sentences without a full stop.
+    """
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Staged(Protocol):
@@ -24,8 +48,11 @@ class Staged(Protocol):
     path: Path
     destination: Path
 
-    def commit(self) -> None:
+    def commit(self) -> Written:
         """Reads back what was written, and puts it in the place of the destination.
+
+        Returns:
+            The files that are there now.
 
         Raises:
             OutputError: That failed; the destination is as it was.
@@ -73,22 +100,117 @@ def require_not_source(target: Path, sources: set[Path]) -> None:
         )
 
 
-def make_folder(destination: Path) -> Path:
-    """Make a private folder beside a destination.
+@contextmanager
+def private_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder beside a destination, for this process alone; it goes when the block is left, whatever happens.
+
+    What killed processes have left of theirs goes as well: a lock tells the living from the dead.
 
     Raises:
         OutputError: The folder of the destination cannot be written to.
     """
+    lock = None
     try:
-        return Path(tempfile.mkdtemp(prefix=".bnfold-", dir=destination.parent))
+        with locked(parent) as has_locks:  # until it has its own lock, a folder looks abandoned
+            if has_locks:
+                _remove_abandoned(parent)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = take(folder)
     except OSError as error:
-        raise OutputError(f"The folder {destination.parent} cannot be written to: {reason_of(error)}.") from error
+        raise OutputError(f"The folder {parent} cannot be written to: {reason_of(error)}.") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
-def keep_mode(existing: Path, replacement: Path) -> None:
-    """Give a file the mode of the one that it will replace, if there is one."""
-    if existing.exists():
-        replacement.chmod(stat.S_IMODE(existing.stat().st_mode))
+def _remove_abandoned(parent: Path) -> None:
+    with os.scandir(parent) as entries:
+        found = [Path(entry.path) for entry in entries if _PRIVATE.fullmatch(entry.name)]
+    for folder in found:
+        try:
+            lock = take(folder)
+        except (OSError, HeldByAnotherError):
+            continue
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
+def replace_file(replacement: Path, destination: Path) -> list[str]:
+    """Put a complete file in the place of another, if there is one, whose mode, owner and extended attributes it takes.
+
+    The bytes of the file are on the disk before it gets its name, and the name is before this returns.
+
+    Returns:
+        What could not be kept or confirmed, as sentences without a full stop.
+
+    Raises:
+        OSError: It cannot be done; what was there is as it was.
+    """
+    notes = take_attributes(destination, replacement)
+    flush(replacement)
+    os.replace(replacement, destination)
+    try:
+        flush(destination.parent)
+    except OSError as error:
+        notes.append(f"{destination} is in place, but the disk has not confirmed it: {reason_of(error)}")
+    return notes
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file, or the names in a folder, on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return  # not every system opens folders
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not every file system can
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def take_attributes(existing: Path, replacement: Path) -> list[str]:
+    """Give a file the mode, owner and extended attributes of the one that it will replace, if there is one.
+
+    Returns:
+        What could not be kept, as sentences without a full stop.
+    """
+    if not existing.exists():
+        return []
+    old, new, lost = existing.stat(), replacement.stat(), []
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.chown(replacement, old.st_uid, old.st_gid)
+        except OSError:
+            lost.append("owner")
+    replacement.chmod(stat.S_IMODE(old.st_mode))
+    for name in _extended_attributes(existing):
+        try:
+            os.setxattr(replacement, name, os.getxattr(existing, name))
+        except OSError:
+            lost.append(f"extended attribute {name}")
+    if not lost:
+        return []
+    return [f"{existing} could not keep its {' and its '.join(lost)}"]
+
+
+def _extended_attributes(path: Path) -> list[str]:
+    """Those that belong to a file; the others belong to the system, which gives them to a new file as well."""
+    if not hasattr(os, "listxattr"):
+        return []
+    try:
+        names = os.listxattr(path)
+    except OSError:
+        return []
+    return [name for name in names if name.startswith(("user.", "system."))]
 
 
 def _one_of(suffixes: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from .shared.compare import Verification
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import pair_of
+from .shared.terminal import say, say_json, tell
 
 if TYPE_CHECKING:
     from bnfold.latency import Comparison, Latency, Setting, Timing
@@ -68,8 +69,6 @@ def bench(
     """
     import bnfold
 
-    from .shared import show
-
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
     with stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
@@ -84,12 +83,12 @@ def bench(
             seed=seed,
             shapes=(given.parsed_shapes() or None) if pair.call is None else None,
             value_ranges=(given.parsed_ranges() or None) if pair.call is None else None,
-            progress=lambda words: typer.echo(words, err=True),
+            progress=tell,
         )
     if as_json:
-        typer.echo(timing.to_json())
+        say_json(timing.to_json())
     else:
-        show.say(_lines(timing))
+        say(_lines(timing))
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

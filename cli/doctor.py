@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .shared.terminal import say, say_json
+
 if TYPE_CHECKING:
     from bnfold.verification.runtime.doctor import Diagnosis
 
@@ -32,10 +34,9 @@ def doctor(
     diagnosis = examine()
     usable = bool(diagnosis.devices) if wanted is DeviceRequest.AUTO else wanted in diagnosis.devices
     if as_json:
-        typer.echo(json.dumps(_document(diagnosis), indent=2, ensure_ascii=False))
+        say_json(json.dumps(_document(diagnosis), indent=2, ensure_ascii=False))
     else:
-        for line in _lines(diagnosis):
-            typer.echo(line)
+        say(_lines(diagnosis))
     if not usable:
         raise typer.Exit(NO_DEVICE_EXIT_CODE)
 

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnfold.errors import UsageError
+from bnfold.errors import OutputError, UsageError
 
 from .shared import options
 from .shared.compare import Verification
+from .shared.files import describe
 from .shared.jobs import FoldOptions, Job, fold_model
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
+from .shared.terminal import say, say_json, tell
 
 if TYPE_CHECKING:
-    from bnfold.report import Report
+    from bnfold.report import FileInfo, Report
+    from bnfold.staging import Written
 
 FAILED_EXIT_CODE = 1
 SITES = 3
@@ -108,6 +111,7 @@ def fold(
     with ExitStack() as stack:
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
+        source = describe(job.source, hashed=as_json)
         timings = {"fold": time.perf_counter() - started}
         unmet = require_all and job.plan.batch_norms_left > 0
         if output is None or dry_run or unmet:
@@ -125,10 +129,13 @@ def fold(
                         report = job.verify(staged.path)
                 good = report.verdict in ("pass", "skipped")
                 if good:
-                    staged.commit()
-                    written = output
+                    written = staged.commit()
             timings["total"] = time.perf_counter() - started
-    _tell(model, written, job, report, timings, as_json=as_json)
+    try:
+        _tell(model, source, output, written, job, report, timings, as_json=as_json)
+    except OutputError as error:
+        error.hint = "Nothing was written." if written is None else f"{output} was written all the same."
+        raise
     if not good:
         raise typer.Exit(FAILED_EXIT_CODE)
 
@@ -141,7 +148,9 @@ def _unverified(reason: str) -> "Report":
 
 def _tell(
     model: str,
-    written: Path | None,
+    source: "FileInfo",
+    output: Path | None,
+    written: "Written | None",
     job: Job,
     report: "Report",
     timings_s: Mapping[str, float],
@@ -152,8 +161,11 @@ def _tell(
 
     from .shared import show
 
+    target = None if output is None or written is None else describe(output, hashed=as_json)
+    for note in () if written is None else written.notes:
+        tell(f"note: {note}")
     if as_json:
-        typer.echo(complete(report, job.plan, job.source, written, timings_s).to_json())
+        say_json(complete(report, job.plan, source, target, timings_s).to_json())
         return
     plan = job.plan
     lines = [f"{model}: {show.headline(plan)}"]
@@ -174,10 +186,12 @@ def _tell(
         lines.append("")
     lines += show.site_lines(report, SITES)
     lines += ["", report.summary_line()]
-    if written is None:
+    if target is None:
         lines.append("nothing was written")
     else:
-        read = job.source.stat().st_size if isinstance(job.source, Path) else job.source.bytes
-        sizes = f"{show.size(read)} -> {show.size(written.stat().st_size)}"
-        lines.append(f"wrote {written} ({sizes}) in {timings_s['total']:.2f} s")
-    show.say(lines)
+        sizes = f"{show.size(source.bytes)} -> {show.size(target.bytes)}"
+        files = " and ".join((str(output), *target.data_files))
+        lines.append(f"wrote {files} ({sizes}) in {timings_s['total']:.2f} s")
+        if target.data_files:
+            lines.append("the model needs its data file beside it, under that name: copy both")
+    say(lines)

@@ -10,6 +10,7 @@ from .shared import options
 from .shared.compare import Verification
 from .shared.models import CodeOptions, kind_of
 from .shared.modules import build, stdout_kept
+from .shared.terminal import say, say_json
 
 if TYPE_CHECKING:
     from bnfold.planning.plan import Plan
@@ -62,7 +63,7 @@ def inspect(
             apart=plan.apart,
             assumptions=plan.assumptions,
         )
-        typer.echo(report.to_json())
+        say_json(report.to_json())
     else:
         lines = [f"{model}: {show.headline(plan).replace('folded', 'can be folded')}"]
         if plan.folds:
@@ -76,7 +77,7 @@ def inspect(
             lines += ["", "stay", *show.left_lines(plan.left, None)]
         if plan.assumptions:
             lines += ["", "assumed", *show.assumption_lines(plan.assumptions, None)]
-        show.say(lines)
+        say(lines)
     failed = {None: 0, FailOn.FOLDABLE: plan.batch_norms_folded, FailOn.ANY: plan.batch_norms}[fail_on]
     if failed:
         raise typer.Exit(1)

@@ -4,8 +4,10 @@ Exit codes: 0 good; 1 the models differ, or an asked-for condition is not met; 2
 5 the output; 70 a bug in bnfold.
 """
 
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,10 +19,13 @@ from .bench import bench
 from .doctor import doctor
 from .fold import fold
 from .inspect import inspect
+from .shared.terminal import require_descriptors, tell
 from .verify import verify
 
 BUG_EXIT_CODE = 70
-INTERRUPTED_EXIT_CODE = 130
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SIGNAL_EXIT_CODE = 128  # plus the number of the signal
+_INTERRUPTED = {_SIGNAL_EXIT_CODE + number for number in (signal.SIGINT, *STOPPING)}
 
 app = typer.Typer(
     name="bnfold",
@@ -55,22 +60,29 @@ def _root(
 
 def main() -> None:
     """Runs the command line and leaves with its exit code."""
+    require_descriptors()
+    for number in STOPPING:
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup, for one, has SIGHUP ignored
+            signal.signal(number, _stop)
     try:
         app()
     except SystemExit as stop:  # typer makes one of an interruption, and says nothing
-        if stop.code == INTERRUPTED_EXIT_CODE:
-            typer.echo("interrupted; no file was left half written.", err=True)
+        if stop.code in _INTERRUPTED:
+            tell("interrupted; no file was left half written.")
         raise
     except BnfoldError as error:
         sentence = f"error: {str(error).rstrip('.')}."
-        typer.echo(f"{sentence} {error.hint}".rstrip(), err=True)
+        tell(f"{sentence} {error.hint}".rstrip())
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last door: whatever it is, it is our bug and gets exit code 70
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
-        typer.echo(
-            f"error: a bug in bnfold {__version__}: {type(error).__name__} at {place}: {error}. Nothing was written."
-            " Please report it with this line and, if you can, the model.",
-            err=True,
+        tell(
+            f"error: a bug in bnfold {__version__}: {type(error).__name__} at {place}: {error}. No file was left half"
+            " written. Please report it with this line and, if you can, the model."
         )
         sys.exit(BUG_EXIT_CODE)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    sys.exit(_SIGNAL_EXIT_CODE + number)

@@ -10,6 +10,7 @@ from .shared.compare import Verification, compare
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import pair_of
+from .shared.terminal import say, say_json
 
 if TYPE_CHECKING:
     from bnfold.report import Report
@@ -52,7 +53,7 @@ def verify(
     with stdout_kept():
         report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
     if as_json:
-        typer.echo(report.to_json())
+        say_json(report.to_json())
     else:
         from .shared import show
 
@@ -62,7 +63,7 @@ def verify(
             lines += ["", "as deployed, with TF32", *show.output_lines(replace(report, outputs=report.as_deployed)), ""]
         elif tf32:
             lines += ["note: nothing was run with TF32, which takes a CUDA device"]
-        show.say([*lines, report.summary_line()])
+        say([*lines, report.summary_line()])
     if report.verdict != "pass":
         raise typer.Exit(1)
 

@@ -3,7 +3,7 @@
 It runs nothing and judges nothing.
 """
 
-from bnfold.report.completing import complete, plan_entries
+from bnfold.report.completing import complete, file_info, plan_entries
 from bnfold.report.records import (
     DeviceInfo,
     FileInfo,
@@ -28,5 +28,6 @@ __all__ = [
     "Verdict",
     "VerifyConfig",
     "complete",
+    "file_info",
     "plan_entries",
 ]

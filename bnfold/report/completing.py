@@ -1,7 +1,7 @@
 """Adds to a verification's report what was folded, and which files were read and written."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from bnfold.report.report import Report
 
 _SIDES = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "both"}
 """The side of the targets that took the affine."""
+_CHUNK_NBYTES = 1 << 20
 
 
 def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ...]]:
@@ -32,9 +33,9 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
 
 
 def complete(
-    report: Report, plan: Plan, source: Path | FileInfo, written: Path | None, timings_s: Mapping[str, float]
+    report: Report, plan: Plan, source: FileInfo, written: FileInfo | None, timings_s: Mapping[str, float]
 ) -> Report:
-    """A report with the plan, the files (hashed) and the durations of a whole run.
+    """A report with the plan, the files and the durations of a whole run.
 
     Args:
         report: What the verification found.
@@ -51,15 +52,29 @@ def complete(
         merges=plan.merges,
         apart=plan.apart,
         assumptions=plan.assumptions,
-        input=source if isinstance(source, FileInfo) else file_info(source),
-        output=None if written is None else file_info(written),
+        input=source,
+        output=written,
         timings_s={**report.timings_s, **timings_s},
     )
 
 
-def file_info(path: Path) -> FileInfo:
-    """Hashes a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    kind = path.suffix.lower().removeprefix(".")
-    return FileInfo(path=str(path), sha256=digest, format=kind, bytes=path.stat().st_size)
+def file_info(path: Path, data: Sequence[Path], *, hashed: bool) -> FileInfo:
+    """Describes a model of one file, or of one with data files, which count as if they were appended to it.
+
+    Args:
+        path: The model.
+        data: Its data files, in the order in which they are hashed.
+        hashed: Whether all of it is read for a hash.
+    """
+    digest = hashlib.sha256()
+    for file in (path, *data) if hashed else ():
+        with file.open("rb", buffering=0) as opened:
+            while chunk := opened.read(_CHUNK_NBYTES):
+                digest.update(chunk)
+    return FileInfo(
+        path=str(path),
+        sha256=digest.hexdigest() if hashed else None,
+        format=path.suffix.lower().removeprefix("."),
+        bytes=sum(file.stat().st_size for file in (path, *data)),
+        data_files=tuple(file.name for file in data),
+    )

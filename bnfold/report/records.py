@@ -22,15 +22,18 @@ class FileInfo:
 
     Attributes:
         path: As the caller gave it; for a module, the import path of its code.
-        sha256: Hexadecimal digest of the file, or None where nobody asked for it or there is no file.
+        sha256: Hexadecimal digest of the file, followed by its external data files if it has some; None where nobody
+            asked for it or there is no file.
         format: "onnx", "pt2", "safetensors", "pt" or "module".
         bytes: Size of the file with its external data; of a module, of its parameters and buffers.
+        data_files: Names of its external data files, in the order in which they are hashed.
     """
 
     path: str
     sha256: str | None
     format: str
     bytes: int
+    data_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,15 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from bnfold.errors import UsageError
 
 from .models import CodeOptions, ModelKind, kind_of, parse_arguments, parse_dynamic
+from .terminal import tell
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +70,7 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     if options.weights is not None:
         loaded = load_weights(module, options.weights, trust_pickle=options.trust_pickle)
         if loaded.nest or loaded.prefix:
-            typer.echo(f"weights from {loaded}", err=True)
+            tell(f"weights from {loaded}")
     refuse_unsupported(module)
     first = data[0] if data else None
     call = make_example(module, shapes, first, ranges=ranges, dynamic=dynamic, seed=inputs.seed)
@@ -104,7 +103,8 @@ def require_runs(code: Code) -> None:
 @contextmanager
 def stdout_kept() -> Iterator[None]:
     """Sends to stderr what a model's own code prints, in Python or not: stdout is for results."""
-    sys.stdout.flush()
+    with suppress(OSError):  # what is broken there is told when results are printed
+        sys.stdout.flush()
     try:
         kept = os.dup(_STDOUT)
         os.dup2(_STDERR, _STDOUT)

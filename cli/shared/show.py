@@ -1,8 +1,6 @@
 """How plans and reports look on a terminal: plain lines, cut where they would bury the rest."""
 
-from collections.abc import Iterable, Mapping, Sequence
-
-import typer
+from collections.abc import Mapping, Sequence
 
 from bnfold.graph import Kind
 from bnfold.planning.plan import Apart, Direction, Fold, Left, Merge, MergeKind, Plan
@@ -11,12 +9,6 @@ from bnfold.report import Report, Site
 SHOWN_LINES = 12
 SHOWN_NAMES = 6
 SHOWN_SITES = 5
-
-
-def say(lines: Iterable[str]) -> None:
-    """Prints lines to stdout."""
-    for line in lines:
-        typer.echo(line)
 
 
 def headline(plan: Plan) -> str:

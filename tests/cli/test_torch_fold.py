@@ -227,7 +227,8 @@ def test_json(run, made):
     assert code == 0
     assert err == "building the model\n"
     assert report["schema"] == "bnfold.report/1"
-    assert report["input"] == {"path": "nets:noisy", "sha256": None, "format": "module", "bytes": 1180}
+    expected = {"path": "nets:noisy", "sha256": None, "format": "module", "bytes": 1180, "data_files": []}
+    assert report["input"] == expected
     assert report["output"]["format"] == "onnx"
     assert len(report["output"]["sha256"]) == 64
     assert [fold["nodes"] for fold in report["folds"]] == [["bn"]]

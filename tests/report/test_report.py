@@ -104,7 +104,7 @@ def test_plan_and_files_are_told():
         }
     ]
     assert document["left"][0]["reason"] == "nothing takes it"
-    assert document["input"] == {"path": "a.onnx", "sha256": "00", "format": "onnx", "bytes": 10}
+    assert document["input"] == {"path": "a.onnx", "sha256": "00", "format": "onnx", "bytes": 10, "data_files": []}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -4,26 +4,34 @@ Tensors that did not change are copied from file to file; deferred ones are comp
 """
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 import onnx
 
 from bnfold.errors import BnfoldError, OutputError
+from bnfold.locking import locked
 from bnfold.onnx.file import skeleton, wire
+from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, remove_spent
 from bnfold.onnx.file.load import OnnxModel, load
+from bnfold.onnx.file.output import Output
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore
-from bnfold.source_file import OpenedFile, SourceFile, reason_of
-from bnfold.staging import keep_mode, make_folder, require_file, require_not_source, require_writable
+from bnfold.source_file import reason_of
+from bnfold.staging import (
+    Written,
+    flush,
+    private_folder,
+    replace_file,
+    require_file,
+    require_not_source,
+    require_writable,
+    take_attributes,
+)
 
-_CHUNK_NBYTES = 1 << 20
 _PIECES_AHEAD = 3  # between two tensors lies a run of other bytes, so one or two tensors wait in memory
 _PAGE_NBYTES = 4096  # large tensors start on a page, so that a runtime can map them
 _SMALL_ALIGNMENT_NBYTES = 64
@@ -43,43 +51,52 @@ class Staged:
     _data: Path | None
     _sizes: dict[Path, int]
     _counts: tuple[int, int]
-    _backup: Path
 
-    def commit(self) -> None:
-        """Read back what was written, and put it in the place of the destination, external data first.
+    def commit(self) -> Written:
+        """Read back what was written, and put it in the place of the destination.
+
+        The data file gets its name first, which nothing reads yet; the rename of the model is what changes the model at
+        the destination, at once. The data that is then nobody's goes.
 
         Raises:
             OutputError: It does not read back as written, or cannot be renamed; the destination is as it was.
         """
         self._read_back()
         try:
-            keep_mode(self.destination, self.path)
-            if self._data:
-                self._replace_both(self._data, self.destination.with_name(self._data.name))
-            else:
-                os.replace(self.path, self.destination)
+            with locked(self.destination.parent) as has_locks:
+                replaced = data_files(self.destination)
+                files = [self.destination]
+                notes = []
+                if self._data:
+                    data = self.destination.with_name(self._data.name)
+                    files.append(data)
+                    notes += self._replace_both(self._data, data)
+                else:
+                    notes += replace_file(self.path, self.destination)
+                if has_locks:  # another process may otherwise be between its two renames
+                    remove_spent(self.destination)
         except OSError as error:
-            kept = f" The old data file is {self._backup}." if self._backup.exists() else ""
             raise OutputError(
-                f"{self.destination} cannot be replaced: {reason_of(error)}.{kept}",
+                f"{self.destination} cannot be replaced: {reason_of(error)}.",
                 hint="Another program may have it open.",
             ) from error
+        kept = [path for path in replaced if path not in files and path.exists()]
+        notes += [f"{path}, the data of the model that was replaced, is still there" for path in kept]
+        return Written(tuple(files), tuple(notes))
 
-    def _replace_both(self, data: Path, target: Path) -> None:
-        """Move the data file and the model, or neither."""
-        keep_mode(target, data)
+    def _replace_both(self, data: Path, target: Path) -> list[str]:
+        """Put the data file and the model in place, or neither."""
+        is_new = not target.exists()
+        take_attributes(self.destination, data)
+        flush(data)
         try:
-            if target.exists():
-                os.replace(target, self._backup)
             os.replace(data, target)
-            os.replace(self.path, self.destination)
+            flush(target.parent)
+            return replace_file(self.path, self.destination)
         except BaseException:
-            if self._backup.exists():
-                os.replace(self._backup, target)
-            elif not data.exists():
+            if is_new and self.path.exists():
                 target.unlink(missing_ok=True)
             raise
-        self._backup.unlink(missing_ok=True)
 
     def _read_back(self) -> None:
         try:
@@ -94,10 +111,10 @@ class Staged:
             )
 
 
-def save(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False) -> None:
+def save(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False) -> Written:
     """Write a model; see `stage`."""
     with stage(model, path, force=force) as staged:
-        staged.commit()
+        return staged.commit()
 
 
 @contextmanager
@@ -105,7 +122,7 @@ def stage(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False
     """Write a model into a temporary folder beside its destination, which goes when the block is left.
 
     A model that is as it was loaded is copied byte for byte. The weights of a model that came with external
-    data, or that would not fit into one file, go to `<name>.onnx.data`.
+    data, or that would not fit into one file, go to a data file; see `data_files`.
 
     Args:
         model: The model.
@@ -118,40 +135,34 @@ def stage(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False
     """
     destination = Path(os.path.realpath(path))
     require_writable(destination, (".onnx",), "an ONNX model")
-    data_name = f"{destination.name}.data"
     if not force:
         sources = {file.path for file in model.store.files} | ({model.path} if model.path else set())
-        for target in (destination, destination.with_name(data_name)):
-            require_not_source(target, sources)
-    folder = make_folder(destination)
-    backup = folder / f"{data_name}.old"
-    try:
+        require_not_source(destination, sources)
+    with private_folder(destination.parent) as folder:
         target = folder / destination.name
         try:
-            sizes = _write(model, target, folder / data_name)
+            sizes = _write(model, target)
         except OSError as error:
             raise OutputError(f"{destination} cannot be written: {reason_of(error)}.") from error
-        data = folder / data_name if folder / data_name in sizes else None
+        data = next((path for path in sizes if path != target), None)
         if data:
-            require_file(destination.with_name(data_name), "Move it away.")
+            require_file(destination.with_name(data.name), "Move it away.")
         counts = len(model.proto.graph.node), len(model.proto.graph.initializer)
-        yield Staged(target, destination, data, sizes, counts, backup)
-    finally:
-        if not backup.exists():  # it is there only if putting it back failed
-            shutil.rmtree(folder, ignore_errors=True)
+        yield Staged(target, destination, data, sizes, counts)
 
 
-def _write(model: OnnxModel, target: Path, data: Path) -> dict[Path, int]:
-    """Write the model, and its data file if it needs one; the paths written and their sizes in bytes."""
+def _write(model: OnnxModel, target: Path) -> dict[Path, int]:
+    """Write the model, and its data file beside it if it needs one; the paths written and their sizes in bytes."""
     file = model.unchanged_file
     if file:
-        with _Output(target) as output:
+        with Output(target) as output:
             output.copy(FileRange(file, 0, file.size))
         return {target: file.size}
     serialized = model.proto.SerializeToString()
     pieces = skeleton.put_back(serialized, model.store)
-    layout = _Layout(data.name)
+    layout = None
     if model.has_external_data or wire.length_of(pieces) > wire.LENGTH_LIMIT:
+        layout = _Layout(data_name(target.name, "0" * DIGEST_LENGTH))
         pieces = skeleton.put_back(serialized, model.store, layout.place)
     if wire.length_of(pieces) > wire.LENGTH_LIMIT:
         raise OutputError(
@@ -159,19 +170,26 @@ def _write(model: OnnxModel, target: Path, data: Path) -> dict[Path, int]:
             hint="Turn its large Constant nodes into initializers.",
         )
     sizes = {target: wire.length_of(pieces)}
-    with _Output(target) as output:
+    if layout and layout.blobs:
+        data = _write_data(layout, serialized, model.store, target)
+        sizes[data] = layout.size
+        pieces = skeleton.put_back(serialized, model.store, _Layout(data.name).place)
+    with Output(target) as output:
         for piece, content in _computed_ahead(pieces, serialized, model.store):
             output.write(piece, content)
-    if layout.blobs:
-        sizes[data] = layout.size
-        blobs = [blob for _, blob in layout.blobs]
-        with _Output(data) as output:
-            for (offset, blob), (_, content) in zip(
-                layout.blobs, _computed_ahead(blobs, serialized, model.store), strict=True
-            ):
-                output.seek(offset)
-                output.write(blob, content)
     return sizes
+
+
+def _write_data(layout: "_Layout", serialized: bytes, store: TensorStore, target: Path) -> Path:
+    """Write the data file beside a model, and call it by its content."""
+    unnamed = target.with_name("data")
+    blobs = [blob for _, blob in layout.blobs]
+    with Output(unnamed, hashed=True) as output:
+        for (offset, blob), (_, content) in zip(layout.blobs, _computed_ahead(blobs, serialized, store), strict=True):
+            output.seek(offset)
+            output.write(blob, content)
+        sha256 = output.sha256()
+    return unnamed.rename(target.with_name(data_name(target.name, sha256)))
 
 
 def _computed_ahead(
@@ -217,71 +235,3 @@ class _Layout:
             pointer.external_data.add(key=key, value=str(value))
         fields: bytes = pointer.SerializeToString()
         return fields
-
-
-class _Output:
-    """A new file to which pieces of a rope are appended; a context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("xb", buffering=0)
-        self._source: tuple[SourceFile, OpenedFile] | None = None
-
-    def write(self, piece: wire.Piece, content: bytes | memoryview) -> None:
-        """Append one piece of a rope: part of another file, or these bytes."""
-        if isinstance(piece, FileRange):
-            self.copy(piece)
-        else:
-            self._write_all(memoryview(content))
-
-    def copy(self, run: FileRange) -> None:
-        """Append a part of another file, without reading it where the system can do that."""
-        source = self._opened(run.file)
-        copied = _kernel_copy(source, self._file, run.offset, run.length)
-        buffer = memoryview(bytearray(min(_CHUNK_NBYTES, run.length - copied)))
-        while copied < run.length:
-            part = buffer[: run.length - copied]
-            source.read_into(run.offset + copied, part)
-            self._write_all(part)
-            copied += len(part)
-
-    def seek(self, offset: int) -> None:
-        """Go on at `offset`; what lies between reads as zeros."""
-        self._file.seek(offset)
-
-    def _write_all(self, view: memoryview) -> None:
-        while view:
-            view = view[self._file.write(view) :]
-
-    def _opened(self, file: SourceFile) -> OpenedFile:
-        """A handle on a source; only the latest is kept, for a model may have thousands of data files."""
-        if self._source is None or self._source[0] != file:
-            if self._source:
-                self._source[1].close()
-            self._source = None
-            self._source = (file, file.open())
-        return self._source[1]
-
-    def __enter__(self) -> "_Output":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if self._source:
-            self._source[1].close()
-
-
-def _kernel_copy(source: OpenedFile, target: IO[bytes], offset: int, length: int) -> int:
-    """Append a range of one file to another inside the kernel; how many bytes that went for."""
-    copied = 0
-    if hasattr(os, "copy_file_range"):
-        while copied < length:
-            try:
-                count = os.copy_file_range(source.fileno(), target.fileno(), length - copied, offset + copied)
-            except OSError:
-                break  # not between these file systems, or a true error, which plain writing meets again
-            if count == 0:
-                break
-            copied += count
-    return copied

@@ -5,7 +5,6 @@ of their names, so that load_state_dict takes what was written.
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,7 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.source_file import reason_of
-from bnfold.staging import keep_mode, make_folder, require_not_source, require_writable
+from bnfold.staging import Written, private_folder, replace_file, require_not_source, require_writable
 from bnfold.torch.file.pt2.archive import check_archive
 from bnfold.torch.file.returned import require_none_of
 from bnfold.torch.file.state_dict import read_weights
@@ -46,7 +45,7 @@ class StagedFile:
     _size: int
     _read_back: Callable[[Path], None]
 
-    def commit(self) -> None:
+    def commit(self) -> Written:
         """Reads back what was written, and puts it in the place of the destination.
 
         Raises:
@@ -63,13 +62,13 @@ class StagedFile:
                 hint="The disk may be full or failing.",
             )
         try:
-            keep_mode(self.destination, self.path)
-            os.replace(self.path, self.destination)
+            notes = replace_file(self.path, self.destination)
         except OSError as error:
             raise OutputError(
                 f"{self.destination} cannot be replaced: {reason_of(error)}.",
                 hint="Another program may have it open.",
             ) from error
+        return Written((self.destination,), tuple(notes))
 
 
 def stage_module(
@@ -207,8 +206,7 @@ def _kind(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
 def _staged(
     destination: Path, write: Callable[[Path], None], read_back: Callable[[Path], None]
 ) -> Iterator[StagedFile]:
-    folder = make_folder(destination)
-    try:
+    with private_folder(destination.parent) as folder:
         target = folder / destination.name
         try:
             target.touch()
@@ -222,5 +220,3 @@ def _staged(
             said = " ".join(str(error).split("Exception raised from")[0].split())[:300]
             raise OutputError(f"{destination} cannot be written: {type(error).__name__}: {said}") from error
         yield StagedFile(target, destination, size, read_back)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ import ast
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import OutputError, UnsupportedModelError
 from bnfold.source_file import reason_of
+from bnfold.staging import private_folder
 from bnfold.torch.capture.export import quiet
 from bnfold.torch.file.examples import DynamicAxes
 from bnfold.torch.file.returned import require_none_of
@@ -109,19 +109,13 @@ def exported_file(
         OutputError: The folder cannot be written to.
         UnsupportedModelError: torch.onnx has no translation for something in it.
     """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=beside))
-    except OSError as error:
-        raise OutputError(f"The folder {beside} cannot be written to: {reason_of(error)}.") from error
-    try:
+    with private_folder(beside or Path(os.path.realpath(tempfile.gettempdir()))) as folder:
         path = folder / "exported.onnx"
         try:
             export_onnx(program, path, dynamic=dynamic)
         except OSError as error:
             raise OutputError(f"{folder} cannot be written to: {reason_of(error)}.") from error
         yield path
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tidy(model: "onnx_ir.Model") -> None:

@@ -1,6 +1,7 @@
 """Writing: the same bytes as onnx would write, all or nothing, and only where that is wanted."""
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import onnx.numpy_helper as onh
 import pytest
 
 from bnfold.errors import ModelLoadError, OutputError
+from bnfold.onnx.file import output as output_module
 from bnfold.onnx.file import save as save_module
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
 from bnfold.onnx.file.save import Staged, save, stage
@@ -75,6 +77,12 @@ def out(tmp_path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
     return folder
+
+
+def data_of(folder: Path) -> Path:
+    """The data file that was written into a folder."""
+    (path,) = folder.glob("*.data")
+    return path
 
 
 def edited(path: Path) -> tuple[OnnxModel, onnx.ModelProto]:
@@ -167,7 +175,7 @@ def test_without_help_of_the_kernel(how: str, source: Path, out: Path, monkeypat
     else:
         replacement = {"failing": failing, "stopping": lambda *_: 0, "partial": partial}[how]
         monkeypatch.setattr(os, "copy_file_range", replacement, raising=False)
-    monkeypatch.setattr(save_module, "_CHUNK_NBYTES", 777)
+    monkeypatch.setattr(output_module, "_CHUNK_NBYTES", 777)
     model, expected = edited(source)
     save(model, out / "m.onnx")
     assert (out / "m.onnx").read_bytes() == expected.SerializeToString()
@@ -177,8 +185,11 @@ def test_without_help_of_the_kernel(how: str, source: Path, out: Path, monkeypat
 
 def test_external_data_goes_to_a_data_file(external_source: Path, out: Path) -> None:
     model, expected = edited(external_source)
-    save(model, out / "n.onnx")
-    assert sorted(os.listdir(out)) == ["n.onnx", "n.onnx.data"]
+    files = save(model, out / "n.onnx").files
+    data = data_of(out)
+    assert files == (out / "n.onnx", data)
+    assert sorted(os.listdir(out)) == ["n.onnx", data.name]
+    assert data.name == f"n.onnx.{hashlib.sha256(data.read_bytes()).hexdigest()[:32]}.data"
     written = onnx.load(out / "n.onnx", load_external_data=False)
     places = {}
     for tensor in written.graph.initializer:
@@ -187,7 +198,7 @@ def test_external_data_goes_to_a_data_file(external_source: Path, out: Path) -> 
     for name in ("w0", "w1"):
         offset = int(places[name].pop("offset"))
         assert offset % 4096 == 0
-        assert places[name] == {"location": "n.onnx.data", "length": "6400"}
+        assert places[name] == {"location": data.name, "length": "6400"}
     onnx.checker.check_model(str(out / "n.onnx"), full_check=True)
     whole = onnx.load(out / "n.onnx")
     for tensor in whole.graph.initializer:
@@ -206,7 +217,7 @@ def test_a_model_past_two_gib_gets_a_data_file(source: Path, out: Path, monkeypa
     monkeypatch.setattr(save_module.wire, "LENGTH_LIMIT", 20000)
     model, expected = edited(source)
     save(model, out / "m.onnx")
-    assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
+    assert sorted(os.listdir(out)) == ["m.onnx", data_of(out).name]
     # a Constant cannot be kept outside by every runtime, so it stays
     inline = onnx.load(out / "m.onnx", load_external_data=False).graph.node[0].attribute[0].t
     assert inline.HasField("raw_data")
@@ -235,8 +246,8 @@ def test_data_past_four_gib_is_reached(tmp_path, out: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     model = load(tmp_path / "m.onnx")
     save(model, out / "m.onnx")
-    assert (out / "m.onnx.data").read_bytes()[-4:] == b"last"
-    assert (out / "m.onnx.data").stat().st_size == 16384
+    assert data_of(out).read_bytes()[-4:] == b"last"
+    assert data_of(out).stat().st_size == 16384
 
 
 def test_many_data_files_need_one_handle_at_a_time(tmp_path, out: Path) -> None:
@@ -311,10 +322,14 @@ def test_a_folder_that_cannot_be_written_to(source: Path, out: Path, monkeypatch
 
 
 def test_a_folder_in_the_way_of_the_data_file(external_source: Path, out: Path) -> None:
-    (out / "m.onnx.data").mkdir()
-    (out / "m.onnx.data" / "precious").write_bytes(b"1")
-    refusal(load(external_source), out / "m.onnx", "m.onnx.data is a folder")
-    assert snapshot(out) == {"m.onnx.data/precious": b"1"}
+    save(load(external_source), out / "m.onnx")
+    data = data_of(out)
+    for path in (data, out / "m.onnx"):
+        path.unlink()
+    data.mkdir()
+    (data / "precious").write_bytes(b"1")
+    refusal(load(external_source), out / "m.onnx", f"{data.name} is a folder")
+    assert snapshot(out) == {f"{data.name}/precious": b"1"}
 
 
 @pytest.mark.parametrize("how", ["same", "dotted", "symlink", "hard link", "linked folder"])
@@ -342,22 +357,23 @@ def test_the_input_is_not_replaced_unless_forced(how: str, source: Path, out: Pa
     assert (source.read_bytes() == before) is (how == "hard link")
 
 
-def test_the_data_of_the_input_is_not_replaced_unless_forced(external_source: Path) -> None:
-    # another model of the same folder, whose data file would be the one that the input reads
+def test_the_data_of_the_input_is_not_replaced(external_source: Path) -> None:
+    # another model of the same folder, whose data file has the name that was once given to that of m.onnx
     other = external_source.with_name("other.onnx")
     external_source.rename(other)
     model = load(other)
     before = snapshot(other.parent)
-    refusal(model, other.with_name("m.onnx"), "m.onnx.data is what the model was read from")
-    assert snapshot(other.parent) == before
-    save(model, other.with_name("m.onnx"), force=True)
+    save(model, other.with_name("m.onnx"))
+    assert {name: snapshot(other.parent)[name] for name in before} == before
     assert load(other.with_name("m.onnx")).materialize() == matmul_model()
+    assert load(other).materialize() == matmul_model()
 
 
 def test_in_place_with_external_data(external_source: Path) -> None:
     model, expected = edited(external_source)
-    save(model, external_source, force=True)
-    assert sorted(os.listdir(external_source.parent)) == ["m.onnx", "m.onnx.data"]
+    written = save(model, external_source, force=True)
+    assert sorted(os.listdir(external_source.parent)) == sorted(["m.onnx", "m.onnx.data", written.files[1].name])
+    assert written.notes == (f"{external_source}.data, the data of the model that was replaced, is still there",)
     assert load(external_source).materialize() == expected
 
 
@@ -376,12 +392,35 @@ def test_a_link_is_written_through(source: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o755])
 def test_the_mode_of_a_replaced_file_is_kept(mode: int, external_source: Path, out: Path) -> None:
-    for name in ("m.onnx", "m.onnx.data"):
-        (out / name).write_bytes(b"old")
-        (out / name).chmod(mode)
-    save(load(external_source), out / "m.onnx")
-    for name in ("m.onnx", "m.onnx.data"):
-        assert stat.S_IMODE((out / name).stat().st_mode) == mode
+    (out / "m.onnx").write_bytes(b"old")
+    (out / "m.onnx").chmod(mode)
+    for path in save(load(external_source), out / "m.onnx").files:
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_owner_and_extended_attributes_of_a_replaced_file_are_kept_or_named(
+    external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = out / "m.onnx"
+    path.write_bytes(b"old")
+    try:
+        os.setxattr(path, "user.origin", b"here")
+        os.chown(path, 12345, 12345)
+    except (OSError, AttributeError):
+        pytest.skip("no extended attributes, or no right to give files away")
+    written = save(load(external_source), path)
+    assert written.notes == ()
+    for file in written.files:
+        assert os.getxattr(file, "user.origin") == b"here"
+        assert (file.stat().st_uid, file.stat().st_gid) == (12345, 12345)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
+    notes = save(load(external_source), path).notes
+    assert notes == (f"{path} could not keep its owner and its extended attribute user.origin",)
 
 
 def test_a_new_file_gets_the_usual_mode(source: Path, out: Path) -> None:
@@ -464,64 +503,46 @@ def test_a_full_disk_leaves_nothing(source: Path, out: Path, monkeypatch: pytest
     assert sorted(os.listdir(out)) == ["m.onnx", "m.onnx.data"]
 
 
-def failing_replace(fails_at: int, error: BaseException) -> Callable[[object, object], None]:
-    """os.replace that fails at one call."""
-    real = os.replace
+def failing(function: Callable[..., object], fails_at: int, error: BaseException) -> Callable[..., object]:
+    """A function that fails at one call."""
     calls = []
 
-    def replace(source, target) -> None:
-        calls.append(target)
+    def call(*arguments: object) -> object:
+        calls.append(arguments)
         if len(calls) == fails_at:
             raise error
-        real(source, target)
+        return function(*arguments)
 
-    return replace
+    return call
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 3])
-@pytest.mark.parametrize("with_old_data", [True, False])
-def test_renaming_moves_both_files_or_none(
-    fails_at: int, with_old_data: bool, external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "in use"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("function", "fails_at"), [("replace", 1), ("replace", 2), ("fsync", 1), ("fsync", 2), ("fsync", 3)]
+)
+def test_both_files_get_their_names_or_none(
+    function: str,
+    fails_at: int,
+    error: BaseException,
+    external_source: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = old_files(out)
-    if not with_old_data:
-        (out / "m.onnx.data").unlink()
-        del before["m.onnx.data"]
-        fails_at = min(fails_at, 2)
     model = edited(external_source)[0]
-    monkeypatch.setattr(save_module.os, "replace", failing_replace(fails_at, PermissionError(errno.EACCES, "in use")))
-    with pytest.raises(OutputError, match=r"m\.onnx cannot be replaced: in use"):
+    monkeypatch.setattr(os, function, failing(getattr(os, function), fails_at, error))
+    with pytest.raises((OutputError, KeyboardInterrupt)):
         save(model, out / "m.onnx")
     assert snapshot(out) == before
     assert sorted(os.listdir(out)) == sorted(before)
 
 
-def test_interrupted_renaming_puts_the_old_data_back(
-    external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = old_files(out)
-    monkeypatch.setattr(save_module.os, "replace", failing_replace(3, KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        save(edited(external_source)[0], out / "m.onnx")
-    assert snapshot(out) == before
-
-
-def test_old_data_that_cannot_be_put_back_is_kept(
-    external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old_files(out)
-    real = os.replace
-
-    def replace(source, target) -> None:
-        if Path(source).name != "m.onnx.data" or Path(source).parent != out:
-            raise PermissionError(errno.EACCES, "in use")
-        real(source, target)
-
-    monkeypatch.setattr(save_module.os, "replace", replace)
-    with pytest.raises(OutputError, match="The old data file is") as caught:
-        save(edited(external_source)[0], out / "m.onnx")
-    kept = Path(str(caught.value).split("The old data file is ")[1].rstrip("."))
-    assert kept.read_bytes() == b"old data"
+def test_the_last_sync_fails_after_the_fact(external_source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, expected = edited(external_source)
+    monkeypatch.setattr(os, "fsync", failing(os.fsync, 4, OSError(errno.EIO, "no disk")))
+    notes = save(model, out / "m.onnx").notes
+    assert notes == (f"{out / 'm.onnx'} is in place, but the disk has not confirmed it: no disk",)
+    assert load(out / "m.onnx").materialize() == expected
 
 
 def damage(staged: Staged, how: str) -> None:
@@ -555,7 +576,7 @@ def test_what_does_not_read_back_is_not_committed(how: str, source: Path, out: P
 def test_truncated_data_does_not_read_back(external_source: Path, out: Path) -> None:
     before = old_files(out)
     with stage(edited(external_source)[0], out / "m.onnx") as staged:
-        data = staged.path.with_name("m.onnx.data")
+        data = data_of(staged.path.parent)
         data.write_bytes(data.read_bytes()[:-1])
         with pytest.raises(OutputError, match="does not read back"):
             staged.commit()
