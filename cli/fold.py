@@ -94,6 +94,7 @@ def fold(
     rtol: options.Rtol = None,
     atol: options.Atol = None,
     tf32: options.Tf32 = False,
+    timeout: options.Timeout = None,
     as_json: options.Json = False,
 ) -> None:
     """Fold the BatchNorms of a model, verify the result, and write it.
@@ -103,7 +104,7 @@ def fold(
     if output is None and not dry_run:
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
-    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32)
+    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
     chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()

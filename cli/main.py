@@ -4,6 +4,8 @@ Exit codes: 0 good; 1 the models differ, or an asked-for condition is not met; 2
 5 the output; 70 a bug in bnfold.
 """
 
+import errno
+import os
 import signal
 import sys
 import traceback
@@ -12,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, ModelLoadError
 from bnfold.version import __version__
 
 from .bench import bench
@@ -74,7 +76,11 @@ def main() -> None:
         sentence = f"error: {str(error).rstrip('.')}."
         tell(f"{sentence} {error.hint}".rstrip())
         sys.exit(error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last door: whatever it is, it is our bug and gets exit code 70
+    except Exception as error:  # noqa: BLE001 - the last door: what the machine is not short of is our bug
+        shortage = _shortage(error)
+        if shortage:
+            tell(f"error: {shortage}.")
+            sys.exit(ModelLoadError.exit_code)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
         tell(
@@ -82,6 +88,22 @@ def main() -> None:
             " written. Please report it with this line and, if you can, the model."
         )
         sys.exit(BUG_EXIT_CODE)
+
+
+def _shortage(error: Exception) -> str:
+    """What this process lacks, whatever model it works on; "" if an error is about something else."""
+    if isinstance(error, MemoryError):
+        return (
+            "There is not enough memory for this. What is in use may be limited (ulimit -v), or the model is too large"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "Too many files are open. Allow more of them (ulimit -n)"
+    if isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except OSError:
+            return "The current folder does not exist any more. Change to another one"
+    return ""
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

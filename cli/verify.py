@@ -43,13 +43,14 @@ def verify(
     rtol: options.Rtol = None,
     atol: options.Atol = None,
     tf32: options.Tf32 = False,
+    timeout: options.Timeout = None,
     as_json: options.Json = False,
 ) -> None:
     """Run two models on the same data, with graph optimisations off, and say whether their outputs match.
 
     Leaves with exit code 1 if they differ or nothing can be concluded.
     """
-    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32)
+    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
     with stdout_kept():
         report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
     if as_json:

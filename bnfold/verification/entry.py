@@ -11,6 +11,7 @@ from bnfold.model_kind import is_torch
 from bnfold.report.report import Report
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.onnx.verifier import verify as verify_onnx
+from bnfold.verification.runtime.limits import RUN_LIMIT_S
 from bnfold.verification.runtime.source import ModelLike
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     tf32: bool = False,
+    timeout_s: float = RUN_LIMIT_S,
 ) -> Report:
     """Compare a folded model with its original, by running both, with the runtime's own optimisations off.
 
@@ -64,6 +66,7 @@ def verify(
         atol: See `rtol`; what is not given is 0.
         tf32: Run the folded model once more as it will be deployed, with TF32, and report that beside the verdict;
             needs "cuda", or "auto" that finds it.
+        timeout_s: Longest time for one run of a model.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -74,7 +77,7 @@ def verify(
         UnsafeModelError: A model would run code when loaded, or reaches for files outside its folder.
         UnsupportedModelError: A model is of a kind that cannot be verified, or an input of a type that no value can be
             made up for.
-        VerificationError: The original does not run, so that nothing can be compared.
+        VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
     if is_torch(original):
@@ -93,6 +96,7 @@ def verify(
             rtol=rtol,
             atol=atol,
             tf32=tf32,
+            timeout_s=timeout_s,
         )
     if is_torch(folded):
         raise UsageError("the original is an ONNX model, but the folded one is not", hint="Give the PyTorch original.")
@@ -110,4 +114,5 @@ def verify(
         rtol=rtol,
         atol=atol,
         tf32=tf32,
+        timeout_s=timeout_s,
     )

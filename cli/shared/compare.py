@@ -28,6 +28,7 @@ class Verification:
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         tf32: Report a run with TF32 beside the verdict.
+        timeout_s: Longest time for one run of a model; None for the usual limit.
     """
 
     device: str = "auto"
@@ -39,6 +40,7 @@ class Verification:
     rtol: float | None = None
     atol: float | None = None
     tf32: bool = False
+    timeout_s: float | None = None
 
     def parsed_shapes(self) -> "list[tuple[str | None, InputSpec]]":
         """The shapes, with None for a name that was left out.
@@ -104,6 +106,7 @@ def compare(
             rtol=options.rtol,
             atol=options.atol,
             tf32=options.tf32,
+            **({} if options.timeout_s is None else {"timeout_s": options.timeout_s}),
         )
     except bnfold.VerificationError as error:
         hint = _type_hint(original, call)

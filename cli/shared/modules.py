@@ -48,7 +48,7 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
 
     Args:
         model: `package.module:factory`, or a file of torch.save that holds a module. The current folder is the first
-            that code is looked for in.
+            that the code of the former is looked for in, and with --trust-pickle the last for that of the latter.
         options: Weights and arguments.
         inputs: Shapes, data and value ranges.
 
@@ -65,7 +65,7 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     from bnfold.torch.file.examples import dynamic_shapes, make_example
     from bnfold.torch.file.state_dict import load_weights
 
-    sys.path.insert(0, os.getcwd())
+    _allow_code_of_folder(model, options)
     module = _module(model, arguments, options)
     if options.weights is not None:
         loaded = load_weights(module, options.weights, trust_pickle=options.trust_pickle)
@@ -117,6 +117,15 @@ def stdout_kept() -> Iterator[None]:
         if kept is not None:
             os.dup2(kept, _STDOUT)
             os.close(kept)
+
+
+def _allow_code_of_folder(model: str, options: CodeOptions) -> None:
+    """Puts the current folder on the path, where its code was asked for: a file of weights runs nothing beside it."""
+    is_code = kind_of(model) is ModelKind.CODE
+    if not is_code and not options.trust_pickle:
+        return
+    # what unpickling imports is found there last, so that nothing there stands in for an installed package
+    sys.path.insert(0 if is_code else len(sys.path), os.getcwd())
 
 
 def _module(model: str, arguments: Mapping[str, object], options: CodeOptions) -> "torch.nn.Module":

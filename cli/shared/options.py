@@ -71,6 +71,15 @@ Tf32 = Annotated[
         rich_help_panel=INPUTS_PANEL,
     ),
 ]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="S",
+        help="Longest time for one run of a model, in seconds; 600 if left out.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
 
 CODE_PANEL = "Modules (package.module:factory)"
 

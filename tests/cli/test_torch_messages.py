@@ -1,5 +1,6 @@
 """What `bnfold` says about PyTorch models that cannot be folded like this: one sentence, and what to do."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,39 @@ def test_an_interruption(run):
     assert (code, out) == (130, "")
     assert err == "interrupted; no file was left half written.\n"
     assert files() == []
+
+
+IMPOSTORS = ("safetensors", "onnxscript", "onnx_ir", "ml_dtypes", "sympy", "yaml", "onnxruntime")
+
+
+def _impostors(folder):
+    """Files beside the weights, each with the name of a package that bnfold imports."""
+    for name in IMPOSTORS:
+        (folder / f"{name}.py").write_text(f"open('ran', 'a').write({name!r})\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pt2", ".onnx"])
+@pytest.mark.parametrize("command", ["fold", "inspect"])
+def test_no_code_beside_a_plain_file_is_run(run, tmp_path, suffix, command):
+    made = tmp_path / f"m{suffix}"
+    run("fold", "nets:Net", *IMAGE, "-o", made, *QUICK, "--no-verify")
+    _impostors(tmp_path)
+    words = [command, made.name, *(IMAGE if suffix in (".safetensors", ".pt") else ())]
+    words += ["-o", f"o{suffix}"] if command == "fold" else []
+    script = (
+        "import sys; sys.path[:] = [entry for entry in sys.path if entry]; from bnfold.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert not (tmp_path / "ran").exists(), done.stderr
+    assert done.returncode == (3 if suffix in (".safetensors", ".pt") else 0)
+
+
+def test_the_current_folder_may_be_gone(run, tmp_path, monkeypatch):
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    code, out, err = run("inspect", "nets:Net", *IMAGE)
+    assert (code, out) == (3, "")
+    assert err == "error: The current folder does not exist any more. Change to another one.\n"

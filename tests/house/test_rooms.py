@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FULL = 13  # files, beside the one that says what the room is for
 
-BASE = {"errors", "version", "model_kind", "printable", "reasons", "source_file", "input_spec"}
+BASE = {"errors", "version", "memory", "model_kind", "printable", "reasons", "source_file", "input_spec"}
 """What anybody may import: these import nothing of the package but errors and what makes their text printable."""
 
 VERIFICATION = {"verification/judging", "verification/inputs", "verification/runtime"}

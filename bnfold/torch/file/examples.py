@@ -1,13 +1,16 @@
 """Example inputs for a module, from the words of the command line: shapes, value ranges, real data."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from bnfold.errors import UsageError
 from bnfold.input_spec import Array, InputSpec
+from bnfold.memory import require_memory
 from bnfold.torch.fx.tensors import to_torch
 
 Range = tuple[float, float]
@@ -193,6 +196,8 @@ def _check_axes(name: str, rank: int, axes: Mapping[int, str]) -> None:
 
 def _made_up(name: str, shape: tuple[int, ...], dtype: str, value_range: Range | None, seed: int) -> torch.Tensor:
     kind: torch.dtype = getattr(torch, dtype)
+    nbytes = math.prod(shape) * (torch.float64.itemsize + kind.itemsize)
+    require_memory(nbytes, f"input {name!r} of shape {shape}", partial(UsageError, hint="Give smaller inputs."))
     rng = np.random.default_rng(seed)
     if kind.is_floating_point:
         values = rng.standard_normal(shape) if value_range is None else rng.uniform(*value_range, shape)

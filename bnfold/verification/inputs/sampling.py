@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from bnfold.errors import UnsupportedModelError, UsageError
+from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.input_spec import DTYPES, Array
+from bnfold.memory import require_memory
 from bnfold.onnx.proto.normalise import is_unknown
 from bnfold.verification.judging.metrics import is_float
 
@@ -83,6 +86,13 @@ def _random_array(
             f"input {item.name!r} is a {item.kind}, for which no values can be made up",
             hint="Give real data with --inputs.",
         )
+    require_memory(
+        math.prod(shape) * (8 + dtype.itemsize),  # drawn with 8 bytes each
+        f"input {item.name!r} of shape {shape}",
+        partial(
+            VerificationError, hint="Give smaller inputs with --input, or fewer --samples, where the model allows."
+        ),
+    )
     if dtype == np.bool_:
         if value_range is not None:
             raise UsageError(f"input {item.name!r} is boolean and takes no value range")

@@ -31,6 +31,7 @@ from bnfold.verification.runtime.devices import (
     tensorrt_device,
 )
 from bnfold.verification.runtime.initializers import drop_unused_initializers
+from bnfold.verification.runtime.limits import RUN_LIMIT_S, check_limit
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source, injected_values
 
@@ -62,6 +63,7 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     tf32: bool = False,
+    timeout_s: float = RUN_LIMIT_S,
 ) -> Report:
     """Compare a folded ONNX model with its original, by running both with graph optimisations off.
 
@@ -84,6 +86,7 @@ def verify(
         atol: See `rtol`; what is not given is 0.
         tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
             report that beside the verdict; needs "cuda", or "auto" that finds it.
+        timeout_s: Longest time for one run of a model.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -93,7 +96,7 @@ def verify(
         ModelLoadError: A model cannot be read.
         UnsafeModelError: A model reaches for files outside its folder.
         UnsupportedModelError: An input without data is of a type that no value can be made up for.
-        VerificationError: The original does not run, so that nothing can be compared.
+        VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
     task = _Task(
@@ -104,22 +107,24 @@ def verify(
         Tolerances.of(rtol, atol),
         tf32,
     )
+    limit_s = check_limit(timeout_s)
     if task.device is DeviceRequest.CPU:
-        return _verify_on(cpu_device(), task)
+        return _verify_on(replace(cpu_device(), run_limit_s=limit_s), task)
     if task.device is DeviceRequest.TENSORRT:
-        tensorrt = tensorrt_device()
-        for needed in (cuda_device(), tensorrt):
+        tensorrt = replace(tensorrt_device(), run_limit_s=limit_s)
+        cuda = replace(cuda_device(), run_limit_s=limit_s)
+        for needed in (cuda, tensorrt):
             check_device_works(needed)
-        return _verify_on(cuda_device(), task, deployed_on=tensorrt)
+        return _verify_on(cuda, task, deployed_on=tensorrt)
     try:
-        gpu = cuda_device()
+        gpu = replace(cuda_device(), run_limit_s=limit_s)
         check_device_works(gpu)
         return _verify_on(gpu, task)
     except DeviceError as error:
         if task.device is DeviceRequest.CUDA:
             raise
         reason = str(error)
-    return _verify_on(cpu_device(), task, fell_back=reason)
+    return _verify_on(replace(cpu_device(), run_limit_s=limit_s), task, fell_back=reason)
 
 
 def _verify_on(

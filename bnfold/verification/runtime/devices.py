@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bnfold.errors import DeviceError, UsageError
+from bnfold.verification.runtime.limits import RUN_LIMIT_S
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -50,11 +51,13 @@ class Device:
         kind: "cpu", "cuda" or "tensorrt".
         provider: The execution provider that must head every session.
         name: Name of the processor or GPU.
+        run_limit_s: Longest time for one run of a model, in seconds.
     """
 
     kind: str
     provider: str
     name: str
+    run_limit_s: float = RUN_LIMIT_S
 
 
 def parse_device(text: str, *, tf32: bool = False) -> DeviceRequest:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from bnfold.errors import DeviceError
+from bnfold.errors import BnfoldError, DeviceError
 from bnfold.input_spec import Array
 from bnfold.verification.judging.leaves import leaves
 from bnfold.verification.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Device
+from bnfold.verification.runtime.limits import run_apart
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -84,6 +85,7 @@ class Session:
     ) -> None:
         import onnxruntime
 
+        self._run_limit_s = device.run_limit_s
         options = onnxruntime.SessionOptions()
         provider_options = dict(_PROVIDER_OPTIONS[device.provider])
         if as_deployed:
@@ -123,20 +125,29 @@ class Session:
 
         Raises:
             RuntimeFailure: The model does not run on these inputs.
+            VerificationError: It does not end in time.
         """
         import onnxruntime
 
         run_options = onnxruntime.RunOptions()
         run_options.log_severity_level = _SILENT
+
+        def stop() -> None:
+            run_options.terminate = True
+
         try:
-            if self._speaks_numpy:
-                results = self._session.run(None, dict(feeds), run_options)
-            else:
-                values = {name: to_ort_value(np.asarray(array, order="C")) for name, array in feeds.items()}
-                results = [_from_ort_value(value) for value in self._session.run_with_ort_values(None, values)]
+            results = run_apart(lambda: self._results(feeds, run_options), stop, self._run_limit_s)
+        except BnfoldError:
+            raise
         except Exception as error:
             raise failure_of(error) from error
         return leaves(dict(zip(self.outputs, results, strict=True)))
+
+    def _results(self, feeds: Mapping[str, Array], run_options: onnxruntime.RunOptions) -> list[object]:
+        if self._speaks_numpy:
+            return list(self._session.run(None, dict(feeds), run_options))
+        values = {name: to_ort_value(np.asarray(array, order="C")) for name, array in feeds.items()}
+        return [_from_ort_value(value) for value in self._session.run_with_ort_values(None, values, run_options)]
 
     def _check_placement(self, device: Device) -> dict[str, int]:
         nodes, self.nodes_elsewhere = check_placement(self._session, device)

@@ -25,6 +25,7 @@ from bnfold.verification.judging.comparing import (
 from bnfold.verification.judging.sites import SitesOutcome
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
 from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
+from bnfold.verification.runtime.limits import check_limit
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source
 from bnfold.verification.torch.outputs.oracle import Judged, Measured, judge_by_noise
@@ -81,6 +82,7 @@ def verify_torch(
     rtol: float | None,
     atol: float | None,
     tf32: bool,
+    timeout_s: float,
 ) -> Report:
     """Compare a folded model with its PyTorch original; see `bnfold.verification.verify` for the arguments.
 
@@ -89,7 +91,7 @@ def verify_torch(
         ModelLoadError: A model cannot be read.
         UnsafeModelError: A file would run code, or reaches for files outside its folder.
         UnsupportedModelError: A model is of a kind that cannot be run with other parameters.
-        VerificationError: The original does not run, so that nothing can be compared.
+        VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used.
     """
     request = parse_device(device, tf32=tf32)
@@ -105,7 +107,10 @@ def verify_torch(
     )
     if task.folded is not None:
         check_modes(task.original, task.folded)
+    limit_s = check_limit(timeout_s)
     used, onnx_device, fell_back = _devices(task)
+    used = replace(used, run_limit_s=limit_s)
+    onnx_device = onnx_device and replace(onnx_device, run_limit_s=limit_s)
     clock = Clock()
     with clock.measure("total"):
         report = _compare(task, used, onnx_device, fell_back, clock)

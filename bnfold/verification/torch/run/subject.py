@@ -18,6 +18,7 @@ from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.verification.runtime.devices import Device
+from bnfold.verification.runtime.limits import run_here
 from bnfold.verification.torch.run.devices import first_line, settings
 from bnfold.verification.torch.run.evaluation import Float64, Moved, Placement, widened
 from bnfold.verification.torch.run.flatten import flatten
@@ -96,7 +97,7 @@ class Subject:
         Raises:
             VerificationError: The module cannot be copied.
         """
-        return Runner(self, torch.device(device.kind), float64=float64)
+        return Runner(self, device, float64=float64)
 
 
 class Runner:
@@ -112,8 +113,9 @@ class Runner:
         VerificationError: The module cannot be copied.
     """
 
-    def __init__(self, subject: Subject, device: torch.device, *, float64: bool) -> None:
-        self._float64, self._device, self._subject = float64, device, subject
+    def __init__(self, subject: Subject, device: Device, *, float64: bool) -> None:
+        self._float64, self._subject = float64, subject
+        self._device, self._limit_s = torch.device(device.kind), device.run_limit_s
         self._module = _structure(subject)
         self._state = {name: self._converted(tensor) for name, tensor in subject.state().items()}
         self._buffers = frozenset(name for name, _ in subject.module.named_buffers())
@@ -131,6 +133,7 @@ class Runner:
 
         Raises:
             RunError: The model does not run.
+            VerificationError: It does not end in time.
         """
         with settings(tf32=tf32):
             return flatten(self._call(sample, moved or {}, seed))
@@ -172,7 +175,11 @@ class Runner:
         try:
             with self._modes(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what a model warns of is not about this comparison
-                return functional_call(self._module, state, args, kwargs, tie_weights=True)
+                return run_here(
+                    lambda: functional_call(self._module, state, args, kwargs, tie_weights=True), self._limit_s
+                )
+        except VerificationError:
+            raise
         except Exception as error:  # a model may raise whatever it likes
             raise RunError(first_line(error)) from error
 

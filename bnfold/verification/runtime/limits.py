@@ -1,0 +1,122 @@
+"""A limit on the time that a run of a model takes: it may loop for ever.
+
+A run can be interrupted, by Ctrl-C as by its time limit: onnxruntime is told to stop from outside, while the caller
+waits; PyTorch runs in the caller's own thread, which gets an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from bnfold.errors import UsageError, VerificationError
+
+RUN_LIMIT_S = 600.0
+"""Longest time for one run of a model if the caller says nothing: far more than any model needs that is fit for use."""
+
+_GRACE_S = 10.0
+_AGAIN_S = 0.5
+_Result = TypeVar("_Result")
+
+
+class _TimeUp(BaseException):
+    """Raised in a thread whose time is up; no Exception, for the code of a model may catch those."""
+
+
+def check_limit(limit_s: float) -> float:
+    """A time limit as given, if it is one.
+
+    Raises:
+        UsageError: It is not positive.
+    """
+    if not limit_s > 0:
+        raise UsageError(f"the time limit is {limit_s:g} s", hint="Give seconds, more than 0.")
+    return limit_s
+
+
+def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: float) -> _Result:
+    """Run what holds no lock of Python's in a thread of its own, so that the caller stays responsive.
+
+    Args:
+        run: The work.
+        stop: Makes it end early; called from the caller's thread.
+        limit_s: Longest time in seconds.
+
+    Raises:
+        VerificationError: The time is up.
+    """
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(run())
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + limit_s
+    try:
+        while thread.is_alive():
+            thread.join(min(_AGAIN_S, limit_s))  # not every system interrupts a longer wait
+            if thread.is_alive() and time.monotonic() > deadline:
+                raise _over(limit_s)
+    except BaseException:
+        stop()
+        thread.join(_GRACE_S)
+        raise
+    for error in errors:
+        raise error
+    return results[0]
+
+
+def run_here(run: Callable[[], _Result], limit_s: float) -> _Result:
+    """Run Python code in the caller's thread, which is where its settings count.
+
+    Args:
+        run: The work; an operation that it is in the middle of is not interrupted.
+        limit_s: Longest time in seconds.
+
+    Raises:
+        VerificationError: The time is up.
+    """
+    caller, guard, over = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def watch() -> None:
+        patience_s = min(limit_s, threading.TIMEOUT_MAX)
+        while not over.wait(patience_s):
+            patience_s = _AGAIN_S  # whoever catches everything has to catch it for ever
+            with guard:
+                if not over.is_set():
+                    _raise_in(caller, ctypes.py_object(_TimeUp))
+
+    def end() -> None:
+        with guard:
+            over.set()
+            _raise_in(caller, None)  # what has not been raised yet is not raised any more
+
+    # one function and no context manager: an exception between the frames of one would leave the watch running
+    try:
+        try:
+            threading.Thread(target=watch, daemon=True).start()
+            return run()
+        finally:
+            end()
+    except _TimeUp:
+        end()  # it may have come in the middle of the other one
+        raise _over(limit_s) from None
+
+
+def _raise_in(thread: int, exception: ctypes.py_object[type[BaseException]] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
+
+
+def _over(limit_s: float) -> VerificationError:
+    return VerificationError(
+        f"a run of the model did not end within {limit_s:g} s, so nothing can be compared",
+        hint="Allow more with --timeout, or give smaller inputs with --input.",
+    )

@@ -1,0 +1,96 @@
+"""What a verification runs ends: in time, when it is interrupted, or before it starts where memory would not do."""
+
+import _thread
+import contextlib
+import sys
+import threading
+import time
+
+import onnx
+import pytest
+from onnx import parser
+
+from bnfold import memory
+from bnfold.errors import UsageError, VerificationError
+from bnfold.verification import verify
+from bnfold.verification.runtime import limits
+
+
+def endless() -> onnx.ModelProto:
+    return parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y)'
+        " <bool go = {1}> {"
+        " y = Loop (, go, x) <body = b (int64 i, bool c_in, float[1,4] v_in) => (bool c_out, float[1,4] v_out)"
+        " { c_out = Identity(c_in) v_out = Identity(v_in) }> }"
+    )
+
+
+def test_a_loop_without_end_in_onnxruntime() -> None:
+    started = time.monotonic()
+    with pytest.raises(VerificationError, match=r"did not end within 0\.5 s") as caught:
+        verify(endless(), endless(), device="cpu", timeout_s=0.5)
+    assert "--timeout" in caught.value.hint
+    assert time.monotonic() - started < 20
+
+
+def test_a_loop_without_end_is_interrupted() -> None:
+    timer = threading.Timer(1, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        verify(endless(), endless(), device="cpu")
+
+
+def test_a_loop_without_end_in_torch() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Endless(torch.nn.Module):
+        def forward(self, x):
+            while True:
+                try:
+                    x = x + 1
+                except Exception:  # noqa: BLE001
+                    continue
+
+    model = Endless().eval()
+    with pytest.raises(VerificationError, match=r"did not end within 0\.5 s"):
+        verify(model, model, example_inputs=(torch.ones(2),), device="cpu", timeout_s=0.5)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+def test_a_limit_is_positive(limit: float) -> None:
+    with pytest.raises(UsageError, match="time limit"):
+        verify(endless(), endless(), device="cpu", timeout_s=limit)
+
+
+def test_what_ends_in_time_is_left_alone() -> None:
+    assert limits.run_here(lambda: 1, 60) == 1
+    assert limits.run_apart(lambda: 7, lambda: None, 60) == 7
+    with pytest.raises(ZeroDivisionError):
+        limits.run_apart(lambda: 1 // 0, lambda: None, 60)
+    with pytest.raises(ZeroDivisionError):
+        limits.run_here(lambda: 1 // 0, 60)
+    assert threading.active_count() < 10
+
+
+def test_a_limit_that_comes_just_too_late_raises_nothing() -> None:
+    for _ in range(300):
+        with contextlib.suppress(VerificationError):
+            limits.run_here(lambda: time.sleep(0.0004), 0.0005)
+        sum(range(100))
+
+
+@pytest.mark.parametrize("shape", ["1000000,3,64,64", "1048576,3,1048576,1048576"])
+def test_inputs_that_no_memory_holds(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_left", lambda: 2**30)
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> g (float[{shape}] x) => (float[a,b,c,d] y) {{ y = Relu(x) }}'
+    )
+    with pytest.raises(VerificationError, match=r"input 'x'.* would take .* GB, and 1\.1 GB of memory are left"):
+        verify(model, model, device="cpu")
+
+
+def test_a_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    assert 0 < memory.memory_left() <= sys.maxsize
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
+    assert memory.memory_left() == 0
