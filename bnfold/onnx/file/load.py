@@ -43,6 +43,11 @@ class OnnxModel:
         proto.CopyFrom(self.proto)
         return OnnxModel(proto, self.store, self.path, self.has_external_data, self._origin)
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the skeleton and of all data that it refers to, in bytes."""
+        return int(self.proto.ByteSize()) + self.store.referred_nbytes
+
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
         """The values of a tensor of the skeleton; see `TensorStore.array`."""
         return self.store.array(tensor)

@@ -160,6 +160,11 @@ class TensorStore:
         """The files that references point into."""
         return frozenset(blob.file for blob in self._blobs.values() if isinstance(blob, FileRange))
 
+    @property
+    def referred_nbytes(self) -> int:
+        """The size of all that references stand for, in bytes."""
+        return sum(blob.length for blob in self._blobs.values())
+
     def content(self, blob: Blob) -> bytes | memoryview:
         """The bytes of a reference as they stand in a file.
 

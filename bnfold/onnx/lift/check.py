@@ -17,6 +17,7 @@ from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, labe
 from bnfold.onnx.proto.order import execution_order
 from bnfold.onnx.proto.schemas import schema_of
 from bnfold.onnx.proto.walk import model_tensors
+from bnfold.onnx.unfolding import require_expandable
 
 _EXPORT_AGAIN = "Export the model again, or mend it where it was written."
 
@@ -26,7 +27,9 @@ def check(model: OnnxModel) -> None:
 
     Raises:
         ModelLoadError: It contradicts itself; the message names the value or node.
+        UnsupportedModelError: Its functions call each other without end, or too often to be looked at.
     """
+    require_expandable(model.proto, str(model.path or "The model"))
     problem = next(_problems(model), "")
     if problem:
         raise ModelLoadError(f"{model.path or 'The model'} is not a valid ONNX model: {problem}", hint=_EXPORT_AGAIN)

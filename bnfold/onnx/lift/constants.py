@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from bnfold.algebra.rounding import Array, DType
+from bnfold.onnx.budget import Budget
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
@@ -24,12 +25,11 @@ EXPRESSIONS = frozenset(
     " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min".split()
 )
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
-_MOST_ELEMENTS = 1 << 28
-"""An expression that would grow past this is not evaluated: a hostile file can ask for any size in a few bytes."""
 _KEPT_ELEMENTS = 1 << 16
-"""Larger results are computed again when they are read, not kept."""
-
-_EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Larger results are computed again when they are read, not kept,"""
+_LOW_COST = 8
+"""unless that takes more than so many times their size."""
+_EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What onnx's reference implementation raises on an expression that makes no sense."""
 
 
@@ -41,16 +41,23 @@ class Constant:
         shape: Its shape.
         dtype: Its element type.
         overridable: Whether it is only the default of a graph input, which a caller may override.
+        cost_nbytes: What has to be gone through to compute it when it is read; 0 if it only lies somewhere.
     """
 
     shape: tuple[int, ...]
     dtype: DType
     _read: Callable[[], Array]
     overridable: bool = False
+    cost_nbytes: int = 0
 
     def read(self) -> Array:
         """The values."""
         return self._read()
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the values."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class Constants:
@@ -62,6 +69,7 @@ class Constants:
         opset: The version of the default domain that its nodes are written in.
         types: What is known about its values.
         outer: The constants of the graph around a nested one.
+        budget: What may be evaluated; that of the graph around it, or a new one, if left out.
     """
 
     def __init__(
@@ -71,8 +79,10 @@ class Constants:
         opset: int,
         types: ValueTypes,
         outer: "Constants | None" = None,
+        budget: Budget | None = None,
     ) -> None:
         self.model = model
+        self.budget: Budget = (outer.budget if outer else None) or budget or Budget(model.nbytes)
         self._opset = opset
         self._types = types
         self._outer = outer
@@ -188,8 +198,6 @@ class Constants:
         overridable = any(found is not None and found.overridable for found in inputs)
         if node.op_type == "Identity" and inputs[0] is not None:
             return inputs[0]
-        if self._grows_too_large(node, inputs):
-            return None
         return self._evaluated(node, inputs, overridable=overridable)
 
     def _evaluated(self, node: onnx.NodeProto, inputs: list[Constant | None], *, overridable: bool) -> Constant | None:
@@ -197,13 +205,17 @@ class Constants:
             pairs = zip(node.input, inputs, strict=True)
             return _run(node, {name: found.read() for name, found in pairs if found is not None}, self._opset)
 
+        cost = sum(found.nbytes + found.cost_nbytes for found in inputs if found is not None)
+        if self._grows_too_large(node, inputs) or not self.budget.spend(cost):
+            return None
         try:
             array = compute()
         except _EVALUATION_ERRORS:
             return None
-        if array.size <= _KEPT_ELEMENTS:
-            return replace(_kept(array), overridable=overridable)
-        return Constant(array.shape, array.dtype, _Recomputed(compute), overridable)
+        cost += array.nbytes
+        if array.size > _KEPT_ELEMENTS and cost <= _LOW_COST * array.nbytes:
+            return Constant(array.shape, array.dtype, _Recomputed(compute), overridable, cost)
+        return replace(_kept(array), overridable=overridable) if self.budget.keep(array.nbytes) else None
 
     def _known_shape(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """What a Shape node gives, if all sizes that it asks for are static."""
@@ -232,10 +244,20 @@ class Constants:
         return self._evaluated(cast, [source], overridable=source.overridable)
 
     def _grows_too_large(self, node: onnx.NodeProto, inputs: list[Constant | None]) -> bool:
+        width = max((found.dtype.itemsize for found in inputs if found is not None), default=1)
+        cast = numpy_dtype(int_attribute(node, "to", 0)) if node.op_type == "Cast" else None
+        width = cast.itemsize if cast is not None else width
+        return self._elements(node, inputs) * width > self.budget.most_nbytes
+
+    @staticmethod
+    def _elements(node: onnx.NodeProto, inputs: list[Constant | None]) -> int:
+        """An upper bound for the number of elements that a node gives."""
         shapes = [found.shape for found in inputs if found is not None]
+        if node.op_type == "Concat":
+            return sum(map(prod, shapes))
         if node.op_type == "Gather" and len(shapes) == 2 and shapes[0]:
             picked = shapes[0][int_attribute(node, "axis", 0) % len(shapes[0])]
-            return prod(shapes[0]) // max(1, picked) * prod(shapes[1]) > _MOST_ELEMENTS
+            return prod(shapes[0]) // max(1, picked) * prod(shapes[1])
         asked_for = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
         target = None if asked_for is None else inputs[asked_for]
         if target is not None:
@@ -243,9 +265,9 @@ class Constants:
             shapes = [wanted] if node.op_type == "ConstantOfShape" else [shapes[0], wanted]
         try:
             # Arrays that broadcast against each other can grow like an outer product.
-            return prod(np.broadcast_shapes(*shapes)) > _MOST_ELEMENTS
+            return prod(np.broadcast_shapes(*shapes))
         except ValueError:
-            return sum(prod(shape) for shape in shapes) > _MOST_ELEMENTS
+            return sum(map(prod, shapes))
 
 
 class _Recomputed:

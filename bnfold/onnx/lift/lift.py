@@ -12,6 +12,7 @@ import onnx
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.onnx.budget import Budget
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.moves import NodeView, lift_move
@@ -116,13 +117,15 @@ def lift(model: OnnxModel) -> Graph:
     main = model.proto.graph
     opset = opset_version(model.proto.opset_import)
     types = value_types(result.graph)
-    scope = Scope(main, Constants(model, main, opset, types), opset, main, 0, "")
+    budget = Budget(model.nbytes)
+    scope = Scope(main, Constants(model, main, opset, types, budget=budget), opset, main, 0, "")
     _Lifter(graph, scope).lift(types, result.graph)
     for function in model.proto.functions:
         opset = opset_version(function.opset_import)
         types = value_types(function)
         prefix = f"{function.domain}.{function.name}/"
-        scope = Scope(function, Constants(model, function, opset, types), opset, function, 0, prefix)
+        constants = Constants(model, function, opset, types, budget=budget)
+        scope = Scope(function, constants, opset, function, 0, prefix)
         _Lifter(graph, scope).lift(types, function)
     _make_names_unique(graph)
     return graph

@@ -23,6 +23,7 @@ from bnfold.onnx.lift.shape_proofs import note_proofs, read_as_standard
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
+from bnfold.onnx.unfolding import data_stays_small
 
 _SHAPE_INPUTS = {
     "Reshape": (1,),
@@ -101,7 +102,7 @@ def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset
 
 def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     """What onnx infers; the skeleton itself where its code gives up altogether."""
-    for data_prop in (True, False):
+    for data_prop in (True, False) if data_stays_small(skeleton) else (False,):
         try:
             return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
         except _INFERENCE_ERRORS:
