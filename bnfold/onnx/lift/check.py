@@ -16,8 +16,8 @@ from bnfold.onnx.file.tensors import require_nbytes
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, label, nested, opset_version, subgraphs
 from bnfold.onnx.proto.order import execution_order
 from bnfold.onnx.proto.schemas import schema_of
+from bnfold.onnx.proto.unfolding import require_expandable
 from bnfold.onnx.proto.walk import model_tensors
-from bnfold.onnx.unfolding import require_expandable
 
 _EXPORT_AGAIN = "Export the model again, or mend it where it was written."
 

@@ -15,8 +15,8 @@ import onnx
 from onnx import helper
 
 from bnfold.algebra.rounding import Array, DType
-from bnfold.onnx.budget import Budget
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
 

@@ -12,8 +12,8 @@ import onnx
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
-from bnfold.onnx.budget import Budget
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.moves import NodeView, lift_move
 from bnfold.onnx.lift.nodes import (

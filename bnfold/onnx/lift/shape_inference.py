@@ -23,7 +23,7 @@ from bnfold.onnx.lift.shape_proofs import note_proofs, read_as_standard
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
-from bnfold.onnx.unfolding import data_stays_small
+from bnfold.onnx.proto.unfolding import data_stays_small
 
 _SHAPE_INPUTS = {
     "Reshape": (1,),
