@@ -18,7 +18,9 @@ LENGTH_LIMIT = 2**31 - 1
 """Protobuf's limit on a message, in bytes."""
 
 _DEPTH_LIMIT = 100
-_FIELD_LIMIT = 2**20  # real models have a field for each node, initializer and value
+_FREE_FIELDS = 2**20  # real models have a field for each node, initializer and value,
+_FIELD_NBYTES = 4  # and for each word of a vocabulary: a tag, a length and some letters
+_LISTS = frozenset({4, 5, 6, 7, 10, 11})  # the fields of a TensorProto that repeat for each element
 _WINDOW = 8192
 _HEADER = 20  # a tag takes at most 5 bytes, a varint value at most 10
 
@@ -227,7 +229,7 @@ class _Walk:
         self._window = _Window(source)
         self._wanted = wanted
         self._replace = replace
-        self._fields_left = _FIELD_LIMIT
+        self._fields_left = _FREE_FIELDS + source.size // _FIELD_NBYTES
 
     def message(self, kind: Kind, start: int, stop: int, depth: int) -> list[Piece] | None:
         """The message rewritten, or None if nothing in it changed."""
@@ -239,7 +241,7 @@ class _Walk:
             if not self._wanted(field.value, field.stop):
                 continue
             edited = (
-                self._replace(WireTensor(child, list(self._fields(field.value, field.stop)), self._window))
+                self._replace(WireTensor(child, self._tensor_fields(field.value, field.stop), self._window))
                 if child in _TENSORS
                 else self.message(child, field.value, field.stop, depth + 1)
             )
@@ -269,12 +271,22 @@ class _Walk:
             if child is not None and field.wire_type == LENGTH_DELIMITED:
                 yield field, child
 
+    def _tensor_fields(self, start: int, stop: int) -> list[Field]:
+        """The fields of a tensor, in which a run of elements counts as one."""
+        fields: list[Field] = []
+        for field in self._fields(start, stop):
+            if fields and field.number in _LISTS and fields[-1].number == field.number:
+                fields[-1] = fields[-1]._replace(stop=field.stop)
+            else:
+                fields.append(field)
+        return fields
+
     def _fields(self, start: int, stop: int) -> Iterator[Field]:
         position = start
         while position < stop:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise WireError(f"it has more than {_FIELD_LIMIT} fields")
+                raise WireError("it consists of tiny fields, more than any model has")
             tag, value = self._varint(position, stop, 5)
             number, wire_type = tag >> 3, tag & 7
             if number == 0 or tag > 0xFFFFFFFF:

@@ -644,3 +644,10 @@ def test_an_output_of_undeclared_shape_is_no_reason_to_refuse(tmp_path):
     model.graph.output[0].type.tensor_type.ClearField("shape")
     onnx.save(model, tmp_path / "m.onnx")
     check(load(tmp_path / "m.onnx"))
+
+
+def test_a_vocabulary_of_millions_of_words_is_no_attack(tmp_path) -> None:
+    words = [b"word%d" % number for number in range(1_300_000)]
+    proto = oh.make_model(oh.make_graph([], "g", [], [], [oh.make_tensor("words", 8, [len(words)], words)]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").proto == proto

@@ -186,8 +186,8 @@ def test_deep_nesting_is_refused() -> None:
 def test_too_many_fields_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"\x08\x00" * 1000
     wire.rewrite(wire.Memory(data), wanted=everything, replace=nothing)
-    monkeypatch.setattr(wire, "_FIELD_LIMIT", 999)
-    with pytest.raises(wire.WireError, match="999 fields"):
+    monkeypatch.setattr(wire, "_FREE_FIELDS", 99)
+    with pytest.raises(wire.WireError, match="tiny fields"):
         wire.rewrite(wire.Memory(data), wanted=everything, replace=nothing)
 
 
