@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import ModelLoadError, UsageError
+from bnfold.errors import BnfoldError, ModelLoadError, UsageError
+from bnfold.memory import require_memory
 
 Array = npt.NDArray[np.generic]
 
@@ -108,14 +111,39 @@ def load_inputs(path: str | os.PathLike[str]) -> list[dict[str, Array]]:
 def _load_sample(file: str) -> dict[str, Array]:
     try:
         with open(file, "rb") as handle:  # np.load would leave a torn archive open
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise ModelLoadError(f"{file} is not a regular file.")
+            _require_room(handle, file)
             data = np.load(handle, allow_pickle=False)
             if isinstance(data, np.lib.npyio.NpzFile):
                 return {name: data[name] for name in data.files}
+    except BnfoldError:
+        raise
     except OSError as error:
         raise ModelLoadError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
         raise _not_npz(file) from error
     raise _not_npz(file)
+
+
+def _require_room(handle: BinaryIO, file: str) -> None:
+    """Require that what the arrays of an archive say they hold fits into memory, and that the archive holds it."""
+    if not zipfile.is_zipfile(handle):
+        handle.seek(0)
+        return
+    needed = 0
+    with zipfile.ZipFile(handle) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as array:
+                version = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+            nbytes = math.prod(shape) * dtype.itemsize
+            if nbytes > entry.file_size:
+                raise ValueError("an array is larger than what is stored of it")
+            needed += nbytes
+    require_memory(needed, f"{file}, unpacked,", ModelLoadError)
+    handle.seek(0)
 
 
 def _not_npz(file: str) -> ModelLoadError:

@@ -93,7 +93,7 @@ def require_file(destination: Path, hint: str) -> None:
 
 def require_not_source(target: Path, sources: set[Path]) -> None:
     """Require that a file is none of those that the model was read from."""
-    if target.exists() and any(source.exists() and source.samefile(target) for source in sources):
+    if os.path.exists(target) and any(os.path.exists(source) and source.samefile(target) for source in sources):
         raise OutputError(
             f"{target} is what the model was read from.",
             hint="Give another path, or --force to replace it.",

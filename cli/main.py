@@ -27,7 +27,7 @@ from .verify import verify
 BUG_EXIT_CODE = 70
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _SIGNAL_EXIT_CODE = 128  # plus the number of the signal
-_INTERRUPTED = {_SIGNAL_EXIT_CODE + number for number in (signal.SIGINT, *STOPPING)}
+INTERRUPTED_EXIT_CODE = _SIGNAL_EXIT_CODE + signal.SIGINT
 
 app = typer.Typer(
     name="bnfold",
@@ -63,14 +63,21 @@ def _root(
 def main() -> None:
     """Runs the command line and leaves with its exit code."""
     require_descriptors()
+    received: list[int] = []
+
+    def stop_as_ctrl_c_does(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
     for number in STOPPING:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup, for one, has SIGHUP ignored
-            signal.signal(number, _stop)
+            signal.signal(number, stop_as_ctrl_c_does)
     try:
         app()
     except SystemExit as stop:  # typer makes one of an interruption, and says nothing
-        if stop.code in _INTERRUPTED:
+        if stop.code == INTERRUPTED_EXIT_CODE:
             tell("interrupted; no file was left half written.")
+            sys.exit(_SIGNAL_EXIT_CODE + received.pop() if received else INTERRUPTED_EXIT_CODE)
         raise
     except BnfoldError as error:
         sentence = f"error: {str(error).rstrip('.')}."
@@ -104,7 +111,3 @@ def _shortage(error: Exception) -> str:
         except OSError:
             return "The current folder does not exist any more. Change to another one"
     return ""
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    sys.exit(_SIGNAL_EXIT_CODE + number)

@@ -1,5 +1,6 @@
 """What IN, A and B of the commands can be, told from the words alone: nothing is opened, and torch is not imported."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,7 +35,7 @@ def kind_of(model: str) -> ModelKind:
     suffix = Path(model).suffix.lower()
     if suffix == ".pt2":
         return ModelKind.PROGRAM
-    if suffix == ".onnx" or Path(model).exists():
+    if suffix == ".onnx" or os.path.exists(model):
         return ModelKind.STATE if suffix in _STATE_SUFFIXES else ModelKind.ONNX
     if is_import_path(model):
         return ModelKind.CODE
@@ -107,7 +108,7 @@ def parse_arguments(text: str | None) -> Mapping[str, object]:
 
     try:
         arguments = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"--kwargs is not JSON: {error}", hint="Write for example --kwargs '{\"width\": 64}'."
         ) from None

@@ -45,7 +45,9 @@ def build_module(import_path: str, arguments: Mapping[str, object] | None = None
     _require_arguments(found, given, import_path)
     try:
         made = cast(object, found(**given))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ModelLoadError(f"{import_path} failed: {_said(error)}") from error
     if not isinstance(made, torch.nn.Module):
         raise ModelLoadError(
@@ -59,7 +61,9 @@ def _attribute(import_path: str) -> object:
     module_name, _, attributes = import_path.partition(":")
     try:
         found: object = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module_name == missing or module_name.startswith(f"{missing}.")):
             hint = "Modules are looked for in the current folder, and where Python is installed."

@@ -20,6 +20,7 @@ _NESTS = (
 """Where checkpoints keep the weights, best first: an average of them is taken only where nothing else fits."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_LONGEST_PREFIX = 64
 _COMPILED = "_orig_mod."
 _NAMES_SHOWN = 3
 _COUNTER = ".num_batches_tracked"
@@ -231,7 +232,7 @@ def _candidates(content: object) -> Iterator[_Candidate]:
 
 
 def _without_prefixes(tensors: Mapping[str, torch.Tensor], nest: tuple[str, ...], taken: str) -> Iterator[_Candidate]:
-    for prefix in _PREFIXES:
+    for prefix in _PREFIXES if len(taken) < _LONGEST_PREFIX else ():
         if all(name.startswith(prefix) for name in tensors):
             shorter = {name.removeprefix(prefix): value for name, value in tensors.items()}
             yield _Candidate(shorter, nest, taken + prefix)
