@@ -195,6 +195,13 @@ class AffineNode(Node):
     affine: Affine | None = None
     stop: Stop | None = None
 
+    @property
+    def may_end_activation(self) -> bool:
+        """Whether it is one factor behind a product, as the half of a Gelu is; what follows is no part of it."""
+        product = self.inputs[0].producer
+        alone = self.affine is not None and self.affine.varying_axes == 0 and not self.affine.shift.any()
+        return alone and isinstance(product, OpNode) and product.op is Op.MUL
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class OpNode(Node):

@@ -15,7 +15,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
 from bnfold.errors import UsageError
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
 from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
@@ -23,6 +23,7 @@ from bnfold.planning.emptiness import never_empty
 from bnfold.planning.forward import Forward
 from bnfold.planning.merging.search import Found, Merging
 from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
+from bnfold.planning.recognised import ends_activation, is_normalisation, normalisation_before
 from bnfold.planning.route import Route
 from bnfold.planning.sweep_shares import shares
 from bnfold.planning.tensors import Tensors
@@ -30,8 +31,6 @@ from bnfold.reasons import Stop, StopCode
 from bnfold.rules import Part
 
 _SAYS_LITTLE = frozenset({StopCode.MODEL_INPUT, StopCode.MODEL_OUTPUT, StopCode.NO_RULE, StopCode.NONLINEAR})
-_REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
-_NORMALISERS = frozenset({"Div", "Mul", "LayerNormalization", "InstanceNormalization", "GroupNormalization"})
 
 
 def plan(
@@ -266,10 +265,8 @@ class _Search:
         return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
 
     def _is_worth_a_word(self, node: AffineNode) -> bool:
-        """Whether a spelled-out affine that stays is listed: if per-channel, next to a linear map, and by itself."""
-        if node not in self._affines or self._affines[node].varying_axes != 1:
-            return False
-        if self._may_go(node, Direction.FORWARD) is not None:
+        """Whether a spelled-out affine that stays is listed: if one number, or one a channel, next to a linear map."""
+        if node not in self._affines or self._affines[node].varying_axes > 1:
             return False
         readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
         producer = self._tensors.root(node.inputs[0]).producer
@@ -343,24 +340,26 @@ class _Search:
         affine = self._affines[node]
         if affine.varying_axes > 1:
             return Stop(StopCode.VARIES, "it varies along more than the channels")
-        root = self._tensors.root(node.inputs[0])
+        forward = direction is Direction.FORWARD
+        readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
         if affine.varying_axes == 0:
             # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
-            producer = root.producer
+            producer = self._tensors.root(node.inputs[0]).producer
             right_before = isinstance(producer, MapNode) or producer in self._affines
-            readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
-            right_behind = all(reader in self._affines and reader.kind is Kind.BATCH_NORM for reader in readers)
-            if right_before if direction is Direction.BACKWARD else right_behind:
-                return None
-            return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right before it, or a BN")
-        while (isinstance(root.producer, AffineNode) and root.producer.kind is Kind.AFFINE) or (
-            isinstance(root.producer, OpNode) and root.producer.op in _REARRANGES
-        ):
-            root = self._tensors.root(root.producer.inputs[0])
-        if (
-            direction is Direction.FORWARD
-            and isinstance(root.producer, OpNode)
-            and root.producer.op_type in _NORMALISERS
-        ):
-            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{root.producer.name}'")
+            right_behind = all(self._takes_numbers(reader) for reader in readers)
+            if not (right_behind if forward else right_before):
+                return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right beside it")
+        if not forward:
+            return None
+        if ends_activation(self._tensors, node, affine):
+            return Stop(StopCode.NO_RULE, "it is the end of an activation that runtimes recognise as a whole")
+        normalisation = normalisation_before(self._tensors, node)
+        if normalisation is not None:
+            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{normalisation.name}'")
+        if any(isinstance(reader, OpNode) and is_normalisation(self._tensors, reader) for reader in readers):
+            return Stop(StopCode.NO_RULE, "it is part of a normalisation")
         return None
+
+    def _takes_numbers(self, reader: Node) -> bool:
+        """Whether a node takes one number that comes to it: a map, or a BN that may move."""
+        return isinstance(reader, MapNode) or (reader in self._affines and reader.kind is Kind.BATCH_NORM)

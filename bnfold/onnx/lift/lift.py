@@ -320,6 +320,7 @@ class _Lifter:
             not isinstance(first, AffineNode)
             or first.kind is not Kind.AFFINE
             or first.affine is None
+            or first.may_end_activation
             or not isinstance(first.handle, Handle)
             or value.observer is not None
             or self._readers.of[value.name] != [index]

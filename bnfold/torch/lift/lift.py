@@ -158,6 +158,8 @@ class _Lifter:
         first = node.inputs[0].producer
         if not isinstance(first, AffineNode) or first.kind is not Kind.AFFINE or first.affine is None:
             return False
+        if first.may_end_activation:
+            return False
         before, handle = first.handle, node.handle
         if not isinstance(before, Handle) or not isinstance(handle, Handle) or [*before.last.users] != [fx_node]:
             return False

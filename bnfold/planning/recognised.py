@@ -1,0 +1,118 @@
+"""What runtimes recognise as a whole, so that no spelled-out affine may be taken out of it.
+
+A normalisation (of layers, groups, instances, root mean squares, vectors) multiplies what it normalises by the
+reciprocal root of a mean or sum of that itself, and its scale and shift come behind:
+
+    gamma · d · r + beta        d = x − mean(x)        r = 1 / sqrt(mean(d · d) + epsilon)
+
+An activation may end in one number behind a product of a value with a function of it: the half of a Gelu,
+0.5 · x · (1 + erf(x / √2)), and the sixth of a hard swish, x · clip(x + 3, 0, 6) / 6. A product such as x · sigmoid(x),
+or that of a gate, ends in nothing, and an affine behind it is a layer of its own.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bnfold.algebra.affine import Affine
+from bnfold.graph import AffineNode, Kind, Node, Op, OpNode, Value
+from bnfold.planning.tensors import Tensors
+
+_REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
+_ENDS_WITHOUT_AFFINE = frozenset({"InstanceNormalization", "GroupNormalization"})
+"""Operators whose own scale and shift an exporter leaves neutral, to write those of the layer behind them."""
+
+_ROOTS = frozenset("sqrt rsqrt pow std std_mean reducel2 norm linalg_vector_norm".split())
+_MEANS = frozenset("var std var_mean std_mean reducel2 reducesumsquare norm linalg_vector_norm".split())
+_FACTORS = {1 / 2: frozenset("erf tanh".split()), 1 / 6: frozenset("clip clamp hardtanh relu6 min minimum".split())}
+"""What an activation ends in, and the functions one of which is in it."""
+
+_LONGEST_PATTERN = 16
+_CLOSE = 4e-3
+"""The relative distance of a sixth that is stored in the shortest type, bfloat16."""
+
+
+def normalisation_before(tensors: Tensors, node: AffineNode) -> OpNode | None:
+    """The node that a normalisation ends in, if a spelled-out affine is its scale or shift."""
+    producer = tensors.root(node.inputs[0]).producer
+    while (isinstance(producer, AffineNode) and producer.kind is Kind.AFFINE) or (
+        isinstance(producer, OpNode) and producer.op in _REARRANGES
+    ):
+        producer = tensors.root(producer.inputs[0]).producer
+    return producer if isinstance(producer, OpNode) and is_normalisation(tensors, producer) else None
+
+
+def is_normalisation(tensors: Tensors, node: OpNode) -> bool:
+    """Whether a node is what a normalisation ends in, but for its affine."""
+    if node.op_type in _ENDS_WITHOUT_AFFINE:
+        return True
+    if node.op not in (Op.MUL, Op.DIV) or len(node.inputs) != 2:
+        return False
+    pairs = [(node.inputs[0], node.inputs[1])]
+    if node.op is Op.MUL:
+        pairs.append((node.inputs[1], node.inputs[0]))
+    return any(_is_root_of_mean(tensors, divisor, _data(tensors, data)) for data, divisor in pairs)
+
+
+def ends_activation(tensors: Tensors, node: AffineNode, affine: Affine) -> bool:
+    """Whether an affine is the number that an activation ends in."""
+    product = tensors.root(node.inputs[0]).producer
+    if not node.may_end_activation or affine.shift.any() or not isinstance(product, OpNode):
+        return False
+    functions = {name for factor, names in _FACTORS.items() if _is_close(affine, factor) for name in names}
+    return any(name in functions for name in _operators_before(tensors, product))
+
+
+def _is_close(affine: Affine, factor: float) -> bool:
+    return bool((np.abs(affine.scale / factor - 1) < _CLOSE).all())
+
+
+def _operators_before(tensors: Tensors, product: OpNode) -> Iterator[str]:
+    """The operators that a product's factors are made with, nearest first, without maps and what is before them."""
+    waiting: list[Node] = [product]
+    for _ in range(_LONGEST_PATTERN):
+        if not waiting:
+            return
+        node = waiting.pop(0)
+        yield node.op_type.lower()
+        producers = (tensors.root(value).producer for value in node.inputs)
+        waiting += [producer for producer in producers if isinstance(producer, OpNode | AffineNode)]
+
+
+def _data(tensors: Tensors, value: Value) -> set[Value]:
+    """What may be under the root of a value's normalisation: itself, and what a mean was subtracted from."""
+    found = {tensors.root(value)}
+    for _ in range(_LONGEST_PATTERN):
+        root = tensors.root(value)
+        found.add(root)
+        node = root.producer
+        if isinstance(node, OpNode) and node.op is Op.ADD:
+            return found | {tensors.root(operand) for operand in node.inputs}
+        if not (isinstance(node, AffineNode) or (isinstance(node, OpNode) and _passes(node))):
+            break
+        value = node.inputs[0]
+    return found
+
+
+def _is_root_of_mean(tensors: Tensors, divisor: Value, data: set[Value]) -> bool:
+    """Whether a value is, or is the reciprocal of, the root of a mean or sum over one of `data`."""
+    has_root = has_mean = False
+    value = tensors.root(divisor)
+    for _ in range(_LONGEST_PATTERN):
+        if value in data and has_root and has_mean:
+            return True
+        node = value.producer
+        if not isinstance(node, OpNode | AffineNode) or not node.inputs:
+            return False
+        sources = {tensors.root(source) for source in node.inputs}
+        if len(sources) > 1:
+            return False
+        has_root |= node.op_type.lower() in _ROOTS
+        has_mean |= node.op_type.lower() in _MEANS or (isinstance(node, OpNode) and node.op in (Op.AVERAGE, Op.SUM))
+        [value] = sources
+    return False
+
+
+def _passes(node: OpNode) -> bool:
+    """Whether a node gives its one input on, perhaps in another shape or element type."""
+    return node.op in _REARRANGES or node.op_type in ("Cast", "to", "_to_copy")
