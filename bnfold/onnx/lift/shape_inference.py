@@ -3,7 +3,7 @@
 onnx's inference follows integers through Shape, Gather, Concat and a few others. Exporters compute shapes with more
 than that (Mod, Where, …), and behind one Reshape whose shape is not followed every rank is unknown. Where such an input
 is a constant expression after all, its value is put in its place; where a weight proves what its reader is given, that
-is noted (see `proofs`); and inference runs again.
+is noted (see `shape_proofs`); and inference runs again.
 
 What a file declares of its own values may be left over from an earlier version of the model: runtimes go by what they
 compute. So it is asked last, and if any of it contradicts what follows, none of it is believed.
@@ -179,7 +179,7 @@ def _put_declared(main: onnx.GraphProto, declared: _Declared, result: onnx.Graph
 def _adds(declared: _Declared, result: onnx.GraphProto) -> bool:
     """Whether anything declared says more than what was inferred."""
     for found, inferred in zip(declared, nested(result), strict=True):
-        known = value_types(inferred)
+        known = value_types(inferred) if found else {}
         for name, type_ in found.items():
             shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
             if shape is not None and (old is None or any(map(_says_more, shape, old))):
@@ -194,7 +194,7 @@ def _says_more(declared: int | str | None, inferred: int | str | None) -> bool:
 def _contradicts(declared: _Declared, result: onnx.GraphProto, open_sizes: frozenset[str]) -> bool:
     """Whether anything declared is another rank or size than what was inferred, or one size where any is allowed."""
     for found, inferred in zip(declared, nested(result), strict=True):
-        known = value_types(inferred)
+        known = value_types(inferred) if found else {}
         for name, type_ in found.items():
             shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
             if shape is None or old is None:

@@ -1,6 +1,7 @@
 """Shapes and element types of the values of a model, as far as onnx's shape inference knows them."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import onnx
@@ -56,6 +57,7 @@ def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:
             dim.dim_param = size
 
 
+@cache
 def _dtype_name(data_type: int) -> str:
     dtype = numpy_dtype(data_type)
     return "" if dtype is None else dtype.name
