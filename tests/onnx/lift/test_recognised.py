@@ -1,4 +1,4 @@
-"""Spelled-out affines behind products: a layer of their own moves, a piece of what runtimes recognise as a whole stays."""
+"""Spelled-out affines behind products: a layer of their own moves, a piece of what runtimes know as a whole stays."""
 
 import numpy as np
 import pytest
