@@ -19,8 +19,10 @@ from dataclasses import dataclass, replace
 import onnx
 
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.proto.names import defined_names, nested
+from bnfold.onnx.proto.names import defined_names, is_standard, nested
 from bnfold.verification.onnx.sites.sameness import attributes, same_tensor
+
+_SUMS = ("Add", "Sub", "Sum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,23 @@ class Pairing:
         return replace(self, partners=partners)
 
 
-def pair(original: OnnxModel, folded: OnnxModel) -> Pairing:
-    """Lay the main graph of `folded` over that of `original`."""
+def pair(original: OnnxModel, folded: OnnxModel, *, by_name: bool = False) -> Pairing:
+    """Lay the main graph of `folded` over that of `original`.
+
+    Args:
+        original: The original.
+        folded: The folded model.
+        by_name: Whether names alone tell what is what, as in a fold by bnfold.
+    """
     own_tensors = _own_tensors(original, folded)
-    return _Matching(original, folded, own_tensors).result()
+    return _Matching(original, folded, own_tensors, by_name=by_name).result()
 
 
 class _Matching:
     """One walk over the folded graph, in its order."""
 
-    def __init__(self, original: OnnxModel, folded: OnnxModel, own_tensors: frozenset[str]) -> None:
+    def __init__(self, original: OnnxModel, folded: OnnxModel, own_tensors: frozenset[str], *, by_name: bool) -> None:
+        self._by_names_alone = by_name
         self._models = original, folded
         self._folded = folded.proto.graph
         self._own_tensors = own_tensors
@@ -118,7 +127,7 @@ class _Matching:
         if name not in self._values:
             return None
         said = self._claims[name]
-        if not said or name in said:
+        if self._by_names_alone or not said or name in said:
             return name
         partner = next(iter(said)) if len(said) == 1 else None
         return partner if partner in self._values else None
@@ -140,6 +149,9 @@ class _Matching:
                 or any(name in self._own_tensors for name in node.input)
             ):
                 continue
+            differing = sum(ours != theirs for ours, theirs in zip(node.input, other.input, strict=True))
+            if differing > 1 and is_standard(node, *_SUMS):
+                continue  # a merge may have moved terms from one operand to another
             for ours, theirs in zip(node.input, other.input, strict=True):
                 if ours in computed and theirs in self._by_output:
                     claims[ours].add(theirs)
