@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
-from bnfold.errors import UsageError
+from bnfold import checking
+from bnfold.errors import UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from bnfold.onnx.file.load import OnnxModel
     from bnfold.planning.plan import Leftover, Plan
+    from bnfold.report import Exact, Report
     from bnfold.staging import Staged, Written
     from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
 
@@ -44,7 +46,10 @@ class FoldResult(Generic[ModelT_co]):
     ops_after: Mapping[str, int]
     _build: Callable[[], ModelT_co]
     _stage: "Callable[[Path, bool], AbstractContextManager[Staged]]"
+    _check: "Callable[[], Exact]"
+    _verify: "Callable[[ModelT_co, Mapping[str, object]], Report]"
     _model: ModelT_co | None = field(default=None)
+    _exact: "Exact | None" = field(default=None)
 
     @property
     def model(self) -> ModelT_co:
@@ -52,6 +57,34 @@ class FoldResult(Generic[ModelT_co]):
         if self._model is None:
             self._model = self._build()
         return self._model
+
+    def check(self) -> "Exact":
+        """Whether the fold is right as algebra, by the exact gate: no data, no tolerance, on the CPU.
+
+        The model and its fold are made anew with small numbers for parameters, and whatever changed is run on small
+        integers, at two sizes of each open dimension: both have to give the same bits. The first call takes several
+        times what the fold took; later ones give the same result.
+
+        Returns:
+            What was found; a wrong fold is a verdict in it, not an error.
+        """
+        if self._exact is None:
+            self._exact = self._check()
+        return self._exact
+
+    def verify(self, **options: object) -> "Report":
+        """Compares the folded model with the original: the exact gate first, then `bnfold.verify`.
+
+        Args:
+            **options: Those of `bnfold.verify`, besides the models.
+
+        Returns:
+            A report; a difference is a verdict in it, not an error.
+
+        Raises:
+            UsageError: A module was folded in place, so that there is no original; or as of `bnfold.verify`.
+        """
+        return checking.together(self.check(), lambda: self._verify(self.model, options))
 
     def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
         """Writes the folded model, without verifying it.
@@ -96,6 +129,7 @@ def fold(
     leftover: str = "conv",
     merge: bool = True,
     repair: bool = False,
+    check: bool = False,
 ) -> "FoldResult[onnx.ModelProto | torch.export.ExportedProgram]": ...
 @overload
 def fold(
@@ -107,6 +141,7 @@ def fold(
     leftover: str = "conv",
     merge: bool = True,
     repair: bool = False,
+    check: bool = False,
 ) -> "FoldResult[onnx.ModelProto]": ...
 @overload
 def fold(
@@ -118,6 +153,7 @@ def fold(
     leftover: str = "conv",
     merge: bool = True,
     repair: bool = False,
+    check: bool = False,
 ) -> "FoldResult[onnx_ir.Model]": ...
 @overload
 def fold(
@@ -128,6 +164,7 @@ def fold(
     only: tuple[str, ...] = (),
     leftover: str = "conv",
     merge: bool = True,
+    check: bool = False,
 ) -> "FoldResult[torch.export.ExportedProgram]": ...
 @overload
 def fold(
@@ -138,6 +175,7 @@ def fold(
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     inplace: bool = False,
+    check: bool = False,
 ) -> FoldResult[ModuleT]: ...
 def fold(
     model: "OnnxLike | TorchLike",
@@ -150,6 +188,7 @@ def fold(
     merge: bool = True,
     repair: bool = False,
     inplace: bool = False,
+    check: bool = False,
 ) -> "FoldResult[object]":
     """Folds the BatchNorms of a model into the weights around them.
 
@@ -170,21 +209,53 @@ def fold(
         repair: Mend what runtimes tolerate in an ONNX model and the standard does not allow (nodes out of order, stale
             shapes, domains that are not imported). Else it stays, where nothing is folded.
         inplace: Fold a torch.nn.Module itself instead of a copy.
+        check: Run the exact gate (see `FoldResult.check`). It takes several times what the fold takes, and is off here
+            for that reason; the command line always runs it.
 
     Returns:
-        The folded model and the plan that was carried out. Nothing is written, and nothing verified.
+        The folded model and the plan that was carried out. Nothing is written, and nothing verified but by `check`.
 
     Raises:
         UsageError: A pattern matches no BN, or an argument is of the wrong kind.
         ModelLoadError: The model is missing, damaged or not valid.
         UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
+        VerificationError: `check` found the fold to be wrong.
     """
     if repair and is_torch(model):
         message = f"repair is for an ONNX model, not a {type(model).__name__}"
         raise UsageError(message)
-    form = _leftover(leftover)
-    skip, only = _patterns("skip", skip), _patterns("only", only)
+    result = _fold(
+        model,
+        example_inputs,
+        dynamic_shapes,
+        skip=_patterns("skip", skip),
+        only=_patterns("only", only),
+        form=_leftover(leftover),
+        merge=merge,
+        repair=repair,
+        inplace=inplace,
+    )
+    if check and result.check().verdict == "fail":
+        raise VerificationError(
+            f"the fold is wrong: {result.check().reason}",
+            hint="This is a bug in bnfold; skip= leaves the BatchNorms that it is about as they are.",
+        )
+    return result
+
+
+def _fold(
+    model: "OnnxLike | TorchLike",
+    example_inputs: "ExampleInputs | None",
+    dynamic_shapes: "DynamicShapes | None",
+    *,
+    skip: tuple[str, ...],
+    only: tuple[str, ...],
+    form: "Leftover",
+    merge: bool,
+    repair: bool,
+    inplace: bool,
+) -> "FoldResult[object]":
     if is_module(model):
         from bnfold.torch.file.save import stage_module
         from bnfold.torch.module.fold import fold_module
@@ -199,6 +270,8 @@ def fold(
             module.ops_after,
             lambda: module.module,
             lambda path, force: stage_module(module.module, path, force=force),
+            lambda: checking.module(model, example_inputs, dynamic_shapes, module, skip, only, inplace=inplace),
+            lambda result, options: checking.verified(model, result, {"example_inputs": example_inputs, **options}),
         )
     if example_inputs is not None or dynamic_shapes is not None or inplace:
         message = f"example_inputs, dynamic_shapes and inplace are for a torch.nn.Module, not a {type(model).__name__}"
@@ -217,11 +290,14 @@ def fold(
             program.ops_after,
             lambda: program.program,
             lambda path, force: stage_program(program.program, path, source, force=force),
+            lambda: checking.program(exported, program, skip, only, form, merge=merge),
+            lambda result, options: checking.verified(exported, result, options),
         )
     from bnfold.onnx.file.save import stage
-    from bnfold.onnx.fold import fold_onnx
+    from bnfold.onnx.fold import FoldOptions, fold_onnx
 
-    folded = fold_onnx(_opened(model), skip=skip, only=only, leftover=form, merge=merge, repair=repair)
+    opened, options = _opened(model), FoldOptions(skip, only, form, merge, repair)
+    folded = fold_onnx(opened, options)
     return FoldResult(
         folded.plan,
         folded.changed,
@@ -229,6 +305,8 @@ def fold(
         folded.ops_after,
         lambda: _like(model, folded.model),
         lambda path, force: stage(folded.model, path, force=force),
+        lambda: checking.onnx(opened, folded, options),
+        lambda result, options: checking.verified(model, result, options),
     )
 
 

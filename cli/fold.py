@@ -127,7 +127,7 @@ def fold(
                     report = _unverified("--no-verify was asked for")
                 else:
                     with stdout_kept():
-                        report = job.verify(staged.path)
+                        report = job.verified(staged.path)
                 good = report.verdict in ("pass", "skipped")
                 if good:
                     written = staged.commit()

@@ -35,6 +35,25 @@ class FoldedOnnx:
     ops_after: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class FoldOptions:
+    """What is folded, and how.
+
+    Attributes:
+        skip: Glob patterns of the names of BNs that stay as they are.
+        only: Glob patterns; if given, every BN that matches none of them stays as it is.
+        leftover: What becomes of the affines that stay for another reason.
+        merge: Whether parallel branches that add up to one map become one.
+        repair: Whether what the standard does not allow is mended too; else it stays as it is.
+    """
+
+    skip: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    leftover: Leftover = Leftover.CONV
+    merge: bool = True
+    repair: bool = False
+
+
 def inspect_onnx(model: OnnxModel) -> Plan:
     """Says what a fold would do to a model.
 
@@ -48,40 +67,33 @@ def inspect_onnx(model: OnnxModel) -> Plan:
     return planner.plan(_lifted(inline_weight_arguments(model)), merge=True)
 
 
-def fold_onnx(
-    model: OnnxModel,
-    *,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    leftover: Leftover = Leftover.CONV,
-    merge: bool = True,
-    repair: bool = False,
-) -> FoldedOnnx:
+def fold_onnx(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     """Folds a copy of a model.
 
     Args:
         model: The model; it is not changed.
-        skip: Glob patterns of the names of BNs that stay as they are.
-        only: Glob patterns; if given, every BN that matches none of them stays as it is.
-        leftover: What becomes of the affines that stay for another reason.
-        merge: Whether parallel branches that add up to one map become one.
-        repair: Whether what the standard does not allow is mended too; else it stays as it is.
+        options: What to fold, and how.
 
     Raises:
         ModelLoadError: The model is not valid.
         UsageError: A pattern matches no BN.
     """
     check(model)
+    return fold_checked(model, options)
+
+
+def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
+    """Folds a copy of a model that is known to be valid; see `fold_onnx`."""
     ops = count_ops(model.proto)
     mended = model
-    if repair:
+    if options.repair:
         mended = model.copy()
         mended = mended if mend(mended) else model
     working = inline_weight_arguments(mended)
     working = mended.copy() if working is mended else working
-    graph, compose = _lifted(working), leftover is not Leftover.KEEP
-    plan = planner.plan(graph, skip=skip, only=only, compose=compose, merge=merge)
-    if apply(working, plan, leftover):
+    graph, compose = _lifted(working), options.leftover is not Leftover.KEEP
+    plan = planner.plan(graph, skip=options.skip, only=options.only, compose=compose, merge=options.merge)
+    if apply(working, plan, options.leftover):
         return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))
     return FoldedOnnx(mended, plan, mended is not model, ops, ops)
 

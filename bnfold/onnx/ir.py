@@ -7,7 +7,7 @@ import onnx_ir as ir
 from bnfold.errors import ModelLoadError, UnsupportedModelError
 from bnfold.onnx.file.ir_model import model_to_proto
 from bnfold.onnx.file.load import from_proto
-from bnfold.onnx.fold import fold_onnx
+from bnfold.onnx.fold import FoldOptions, fold_onnx
 from bnfold.planning.plan import Leftover
 
 
@@ -26,10 +26,7 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
     def __init__(
         self, *, skip: tuple[str, ...] = (), only: tuple[str, ...] = (), leftover: str = "conv", merge: bool = True
     ) -> None:
-        self._skip = tuple(skip)
-        self._only = tuple(only)
-        self._leftover = Leftover(leftover)
-        self._merge = merge
+        self._options = FoldOptions(tuple(skip), tuple(only), Leftover(leftover), merge)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds the model.
@@ -43,13 +40,7 @@ class FoldBatchNormPass(ir.passes.InPlacePass):
             The same model, and whether anything changed.
         """
         try:
-            folded = fold_onnx(
-                from_proto(model_to_proto(model)),
-                skip=self._skip,
-                only=self._only,
-                leftover=self._leftover,
-                merge=self._merge,
-            )
+            folded = fold_onnx(from_proto(model_to_proto(model)), self._options)
         except (ModelLoadError, UnsupportedModelError) as error:
             warnings.warn(f"no BatchNorm was folded: {error}", stacklevel=2)
             return ir.passes.PassResult(model, modified=False)

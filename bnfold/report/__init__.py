@@ -6,11 +6,13 @@ It runs nothing and judges nothing.
 from bnfold.report.completing import complete, file_info, plan_entries
 from bnfold.report.records import (
     DeviceInfo,
+    Exact,
     FileInfo,
     InputInfo,
     OutputMetrics,
     PlanEntry,
     Site,
+    Unproved,
     Verdict,
     VerifyConfig,
 )
@@ -19,12 +21,14 @@ from bnfold.report.report import SCHEMA, Report
 __all__ = [
     "SCHEMA",
     "DeviceInfo",
+    "Exact",
     "FileInfo",
     "InputInfo",
     "OutputMetrics",
     "PlanEntry",
     "Report",
     "Site",
+    "Unproved",
     "Verdict",
     "VerifyConfig",
     "complete",

@@ -202,3 +202,53 @@ class PlanEntry:
     reason: str | None = None
     targets: tuple[str, ...] = ()
     direction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unproved:
+    """A region that a fold changed and the exact gate did not find equal.
+
+    Attributes:
+        nodes: Names of the folded model's nodes in it.
+        value: The original's value at which both sides were compared; "" if they were not.
+        reason: A clause.
+        wrong: Whether both sides differ; else they could not be compared exactly.
+    """
+
+    nodes: tuple[str, ...]
+    value: str
+    reason: str
+    wrong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What the exact gate found: every region that a fold changed, both sides on small integers.
+
+    Attributes:
+        verdict: PASS if every region is equal bit for bit; FAIL if one differs; INCONCLUSIVE if some could not be
+            compared exactly, so that the other gates decide; SKIPPED if nobody asked.
+        reason: One sentence, empty for a pass.
+        regions: How many regions changed.
+        equal: How many of them are equal bit for bit, at every size tried.
+        sizes: How many choices of the model's open sizes were tried; 1 if it has none.
+        unproved: The others, wrong ones first.
+        duration_s: How long it took, in seconds.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    regions: int = 0
+    equal: int = 0
+    sizes: int = 0
+    unproved: tuple[Unproved, ...] = ()
+    duration_s: float = 0.0
+
+    def summary(self) -> str:
+        """What it found, in a few words."""
+        if self.verdict is Verdict.SKIPPED:
+            return "exact gate not run"
+        if not self.regions:
+            return f"exact gate: {self.reason or 'nothing to compare'}"
+        sizes = f" at {self.sizes} sizes" if self.sizes > 1 else ""
+        return f"{self.equal} of {self.regions} changed region{'' if self.regions == 1 else 's'} exactly equal{sizes}"

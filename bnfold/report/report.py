@@ -12,6 +12,7 @@ from bnfold.planning.plan import Apart, Merge
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import (
     DeviceInfo,
+    Exact,
     FileInfo,
     OutputMetrics,
     PlanEntry,
@@ -42,6 +43,7 @@ class Report:
         timings_s: Duration of each phase in seconds.
         sites: One entry for each value that a fold had to keep, worst first.
         sites_note: Why some sites were not measured; empty if all were.
+        exact: What the exact gate found; None where it did not run.
         as_deployed: The outputs of the folded model with the runtime's optimisations and TF32 on, against the same
             original; for information, no part of the verdict. Empty if nobody asked, or the device has no TF32.
         folds: What was folded.
@@ -61,6 +63,7 @@ class Report:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
     sites_note: str = ""
+    exact: Exact | None = None
     as_deployed: tuple[OutputMetrics, ...] = ()
     folds: tuple[PlanEntry, ...] = ()
     left: tuple[PlanEntry, ...] = ()
@@ -87,6 +90,7 @@ class Report:
             "assumptions": to_json_value(self.assumptions),
             "sites": to_json_value(self.sites),
             "sites_note": self.sites_note,
+            "exact": to_json_value(self.exact),
             "as_deployed": to_json_value(self.as_deployed),
             "outputs": to_json_value(self.outputs),
             "config": to_json_value(self.config),
@@ -100,7 +104,8 @@ class Report:
     def summary_line(self) -> str:
         """One line: the verdict, what it rests on, and where it was taken."""
         if self.device is None or self.config is None:
-            return f"{self.verdict}: {self.reason or 'nothing was run'}"
+            more = "" if self.exact is None else f"; {self.exact.summary()}"
+            return f"{self.verdict}: {self.reason or 'nothing was run'}{more}"
         name = _DEVICE_NAMES.get(self.device.used, self.device.used)
         where = f"{name} ({self.device.provider}, {'TF32 on' if self.device.tf32 else 'TF32 off'})"
         facts = [
@@ -112,7 +117,7 @@ class Report:
         return f"{self.verdict}: {self.reason}; on {where}, {', '.join(facts)}"
 
     def _figures(self, config: VerifyConfig) -> list[str]:
-        figures = []
+        figures = [] if self.exact is None else [self.exact.summary()]
         site_ratios = [site.ratio for site in self.sites if site.ratio is not None]
         if site_ratios:
             count = f"{len(site_ratios)} site{'' if len(site_ratios) == 1 else 's'}"

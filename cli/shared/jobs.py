@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bnfold.api import FoldResult
     from bnfold.planning.plan import Plan
-    from bnfold.report import FileInfo, Report
+    from bnfold.report import Exact, FileInfo, Report
     from bnfold.staging import Staged
 
 _STATE_SUFFIXES = (".safetensors", ".pt")
@@ -76,6 +76,7 @@ class Job:
         is_copy: Whether what is written equals what was read, so that there is nothing to verify.
         source: The file that was read, or what a report says of a module.
         stage: Writes the result beside a destination.
+        check: The exact gate.
         verify: Compares what was staged with the original.
     """
 
@@ -85,7 +86,14 @@ class Job:
     is_copy: bool
     source: "Path | FileInfo"
     stage: "Callable[[Path], AbstractContextManager[Staged]]"
+    check: "Callable[[], Exact]"
     verify: "Callable[[Path], Report]"
+
+    def verified(self, staged: Path) -> "Report":
+        """What all gates say of a model that was staged; after a wrong region, nothing is run."""
+        from bnfold.checking import together
+
+        return together(self.check(), lambda: self.verify(staged))
 
 
 def fold_model(
@@ -225,6 +233,7 @@ def _fold_to_onnx(
     """Folds a program, has torch.onnx export it, and folds the file: what only that graph can express."""
     import bnfold
     from bnfold.torch.file.to_onnx import exported_file
+    from bnfold.verification.exact.deciding import together
 
     chosen = bool(options.skip or options.only)
     # What the file can still fold has to be a BatchNorm there; but where some are to stay, all is decided here.
@@ -245,6 +254,7 @@ def _fold_to_onnx(
         is_copy=False,
         source=source,
         stage=lambda destination: second.staged(destination, force=options.force),
+        check=lambda: together(first.check(), second.check()),
         verify=verify,
     )
 
@@ -294,6 +304,7 @@ def _job(
         is_copy,
         source,
         lambda destination: result.staged(destination, force=options.force),
+        result.check,
         verify,
     )
 

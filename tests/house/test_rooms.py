@@ -71,12 +71,30 @@ ARROWS: dict[str, set[str]] = {
         *("report", "graph", "planning", "torch/fx", "torch/lift", "verification/torch/run"),
     }
     | VERIFICATION,
+    "verification/exact": {"algebra", "graph", "planning", "report"},
+    "verification/exact/onnx": {
+        *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/proto"),
+        *("verification/exact", "verification/onnx/outputs", "verification/onnx/sites"),
+    }
+    | VERIFICATION,
+    "verification/exact/torch": {
+        *("algebra", "graph", "planning", "report", "torch/fx", "torch/lift", "torch/program", "torch/module"),
+        *("torch/capture", "verification/exact", "verification/torch/run", "verification/torch/sites"),
+    },
     "latency": {"report", "verification/inputs", "verification/runtime", "verification/torch/run"},
-    "api": {"staging", "planning", "onnx", "onnx/file", "torch/file", "torch/capture", "torch/program", "torch/module"},
+    "checking": {
+        *("planning", "report", "onnx", "onnx/file", "torch/capture", "torch/program", "torch/module", "verification"),
+        *("verification/exact", "verification/exact/onnx", "verification/exact/torch"),
+    },
+    "api": {
+        *("checking", "staging", "planning", "report", "onnx", "onnx/file", "torch/file", "torch/capture"),
+        *("torch/program", "torch/module"),
+    },
     "": {"api", "latency", "planning", "report", "verification"},
     "cli": {"", "cli/shared", "staging", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
-        *("", "api", "staging", "graph", "planning", "report", "verification", "onnx/file", "torch/file"),
+        *("", "api", "checking", "staging", "graph", "planning", "report", "verification", "verification/exact"),
+        *("onnx/file", "torch/file"),
         "torch/capture",
     },
 }

@@ -179,7 +179,7 @@ def check(data: st.DataObject) -> None:
         output.CopyFrom(helper.make_tensor_value_info(output.name, TensorProto.INT64, [] if sizes else [4]))
     z = [size.dim_value for size in model.graph.input[1].type.tensor_type.shape.dim]
     feeds = {"x": random(1, CHANNELS, 6, 7), "z": random(*z), "p": np.array(True)}
-    fold(model, feeds=feeds, merge=True, leftover=leftover)
+    fold(model, feeds=feeds, merge=True, leftover=leftover, exactly=True)
     fold(to_single(model), compare=False, merge=True, leftover=leftover)
 
 

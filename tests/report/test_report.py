@@ -75,7 +75,7 @@ def test_json_has_every_key_of_the_schema():
             "left",
             "assumptions",
         ),
-        *("sites", "sites_note", "as_deployed", "outputs", "config", "timings"),
+        *("sites", "sites_note", "exact", "as_deployed", "outputs", "config", "timings"),
     }
     assert (document["merges"], document["sites"]) == ([], [])
     assert set(document["tool"]) == {"version", "python", "packages"}

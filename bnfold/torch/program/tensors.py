@@ -69,6 +69,10 @@ class ProgramTensors:
         twins = self._ownership.twins(name)
         return twins if self._written.isdisjoint(twins) else ()
 
+    def twins(self, name: str) -> tuple[str, ...]:
+        """All names of a tensor."""
+        return self._ownership.twins(name)
+
     def counter_of(self, name: str) -> str | None:
         """The name of the counter of batches beside a running mean."""
         module, found, _ = name.rpartition("running_mean")

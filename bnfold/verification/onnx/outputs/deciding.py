@@ -67,6 +67,12 @@ def deciding_values(graph: GraphLike) -> Deciding:
     return Deciding(frozenset(by_operator), frozenset(by_shapes))
 
 
+def made_of_shapes(graph: GraphLike) -> set[str]:
+    """The computed values that are known before data is: made of constants, and of shapes of activations."""
+    constant, shaped = _constant_and_shaped(graph, nodes_inside_out(graph))
+    return constant | shaped
+
+
 def nodes_inside_out(graph: GraphLike) -> list[onnx.NodeProto]:
     """The nodes of a graph in their order, those of a subgraph before the node that holds it."""
 
@@ -86,7 +92,8 @@ def _constant_and_shaped(graph: GraphLike, nodes: list[onnx.NodeProto]) -> tuple
     }
     shaped: set[str] = set()
     for node in nodes:
-        reads = [name for name in node.input if name]
+        # Of its second input, CastLike reads the type alone.
+        reads = [name for name in (node.input[:1] if is_standard(node, "CastLike") else node.input) if name]
         if is_standard(node, "Constant") or (reads and all(name in constant for name in reads)):
             constant.update(node.output)
         elif is_standard(node, "Shape", "Size") or (

@@ -72,11 +72,11 @@ def build_sites_model(original: OnnxModel, folded: OnnxModel, unpaired: Iterable
     versions = [opset_version(model.proto.opset_import) for model in (original, folded)]
     if versions[0] != versions[1]:
         raise NoSitesError(f"the opsets differ ({versions[0]} and {versions[1]})")
-    first, second = _inlined(original), _inlined(folded)
+    first, second = inlined(original), inlined(folded)
     return _Builder(first, second, pair(first, second).without(unpaired)).build()
 
 
-def _inlined(model: OnnxModel) -> OnnxModel:
+def inlined(model: OnnxModel) -> OnnxModel:
     """A copy in which the main graph calls no functions."""
     copy = model.copy()
     if copy.proto.functions:
@@ -204,14 +204,14 @@ class _Builder:
             for name in probe.shapes:
                 graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
         drop_unused_initializers(graph)
-        _embed(model)
+        embed_attributes(model)
         for tensor in graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL and roundoff(tensor.data_type):
                 result.weights.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
         initializers_to_inputs(graph, {tensor.name for tensor in result.weights})
 
 
-def _embed(model: OnnxModel) -> None:
+def embed_attributes(model: OnnxModel) -> None:
     """Put the values of tensors in attributes in place: onnxruntime takes only initializers from outside."""
     for node in all_nodes(model.proto.graph.node):
         held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]

@@ -18,6 +18,8 @@ def same_tensor(original: OnnxModel, first: onnx.TensorProto, folded: OnnxModel,
         return False
     if first.data_type == onnx.TensorProto.STRING:
         return list(first.string_data) == list(second.string_data)
+    if original.store is folded.store and first.external_data and first == second:
+        return True  # two references to the same bytes
     return bool(np.array_equal(_bytes(original.array(first)), _bytes(folded.array(second))))
 
 

@@ -69,7 +69,7 @@ def traced(subject: Subject, sample: Sample) -> Traced:
             program = trace(module, sample.moved(device))
         except Refused as refused:
             raise NotTracedError(f"torch.export refuses {subject.label}: {refused.reason}") from refused
-    return _read(program)
+    return read(program)
 
 
 def label(node: fx.Node) -> str:
@@ -84,7 +84,8 @@ def label(node: fx.Node) -> str:
     return path if is_layer and any(read.op == "placeholder" for read in all_reads(node)) else f"{path}/{node.name}"
 
 
-def _read(program: ExportedProgram) -> Traced:
+def read(program: ExportedProgram) -> Traced:
+    """The graph of a program."""
     graph = program.graph
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     stored: dict[fx.Node, object] = {}

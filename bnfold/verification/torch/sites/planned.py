@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -50,6 +51,20 @@ def by_plan(original: Traced, folded: Traced) -> Guess:
     if left:
         raise NotPairedError(f"{left[0]!r} is gone, but no exact rule says where to")
     _check_parameters(original, folded, plan, aligned)
+    return _guess(original, plan, aligned)
+
+
+def by_known_plan(original: Traced, folded: Traced, plan: Plan) -> Guess:
+    """What each node of a folded module stands for, by the plan that it was folded by.
+
+    Raises:
+        NotPairedError: The two differ by something else than what the plan takes away.
+    """
+    gone = {part.name for step in plan.steps for part in _parts(step.source)}
+    return _guess(original, plan, _align(original, folded, {node for node in original.nodes if node.name in gone}))
+
+
+def _guess(original: Traced, plan: Plan, aligned: Mapping[fx.Node, fx.Node]) -> Guess:
     names = {node.name: node for node in original.nodes}
     final = {value.name: name for _, value, name in Renaming(plan).final(lambda base: _GONE + base)}
 

@@ -1,0 +1,70 @@
+"""What a region is fed: small integers of both signs, in multiples by which every average comes out whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from bnfold.algebra.rounding import Array
+from bnfold.onnx.lift.types import ValueTypes
+from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, string_attribute
+from bnfold.verification.exact.onnx.regions import Region
+from bnfold.verification.exact.onnx.sizes import shape_for, static_shape
+
+_LARGEST = 3
+_POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
+
+
+def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.generic]], seed: int) -> dict[str, Array]:
+    """Values for the entries of a region.
+
+    Args:
+        region: The region.
+        types: What is known about the values of the original, at the sizes wanted.
+        dtypes: For each entry, as it is called in the region.
+        seed: Another seed gives other values.
+
+    Raises:
+        LookupError: The rank of an entry is not known; the message is its name.
+    """
+    draw = np.random.default_rng(seed)
+    originals = [] if region.cut is None else [node for _, node in sorted(region.cut.originals.items())]
+    multiple = _multiple(originals, types)
+    divisors = {node.input[1] for node in originals if is_standard(node, "Div")}
+    values: dict[str, Array] = {}
+    for name, value in region.entries.items():
+        shape, dtype = shape_for(types, value, seed), dtypes[name]
+        if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
+            values[name] = draw.integers(0, 2, shape).astype(dtype)
+        elif value in divisors:
+            values[name] = draw.choice(_POWERS, shape).astype(dtype)
+        else:
+            values[name] = (draw.integers(-_LARGEST, _LARGEST, shape, endpoint=True) * multiple).astype(dtype)
+    return values
+
+
+def _multiple(nodes: Iterable[onnx.NodeProto], types: ValueTypes) -> int:
+    """What whole numbers have to be multiples of to be whole behind all the averages on a way through the nodes."""
+    needed: dict[str, int] = {}
+    for node in nodes:
+        before = math.lcm(*(needed.get(name, 1) for name in node.input))
+        needed |= dict.fromkeys(node.output, before * _divided_by(node, types))
+    return math.lcm(*needed.values())
+
+
+def _divided_by(node: onnx.NodeProto, types: ValueTypes) -> int:
+    if is_standard(node, "AveragePool"):
+        kernel = ints_attribute(node, "kernel_shape")
+        whole = not any(ints_attribute(node, "pads")) and string_attribute(node, "auto_pad", "NOTSET") != "SAME_UPPER"
+        whole = whole and not int_attribute(node, "ceil_mode", 0)
+        if whole or int_attribute(node, "count_include_pad", 0):
+            return math.prod(kernel)
+        return math.prod(math.lcm(*range(1, size + 1)) for size in kernel)
+    if is_standard(node, "GlobalAveragePool", "ReduceMean"):
+        source, target = static_shape(types, node.input[0]), static_shape(types, node.output[0])
+        if source and target:
+            return math.prod(source) // max(1, math.prod(target))
+    return 1

@@ -1,0 +1,165 @@
+"""A model of the same structure with small numbers for parameters: what the exact gate folds and runs.
+
+Only what a plan looks at or changes is replaced: the weights and biases of linear maps, the parameters of BNs, the
+constants of spelled-out affines and of the operators that affines move past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType, Float64Array, round_once
+from bnfold.graph import AffineNode, MapNode, Op, OpNode
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.file.tensors import TensorStore
+from bnfold.onnx.lift.lift import Handle, Scope, lift
+from bnfold.onnx.proto.names import FreshNames, find_attribute
+from bnfold.verification.exact.numbers import Numbers
+
+_Small = Callable[[Array], Float64Array]
+
+
+def stand_in(model: OnnxModel, numbers: Numbers) -> OnnxModel:
+    """Makes it.
+
+    Args:
+        model: A checked model; it is not changed.
+        numbers: The small numbers.
+    """
+    copy = model.copy()
+    store = TensorStore()
+    store.include(model.store)
+    copy = OnnxModel(copy.proto, store)
+    graph = lift(copy)
+    writer = _Writer(copy, numbers)
+    for node in graph.nodes:
+        if not isinstance(node.handle, Handle):
+            continue
+        if isinstance(node, MapNode):
+            writer.replace_map(node, node.handle)
+        elif isinstance(node, AffineNode):
+            writer.replace_affine(node, node.handle)
+        elif isinstance(node, OpNode) and node.op is not Op.OPAQUE:
+            writer.replace_operands(node, node.handle)
+    writer.finish()
+    return copy
+
+
+class _Writer:
+    def __init__(self, model: OnnxModel, numbers: Numbers) -> None:
+        self._model, self._numbers = model, numbers
+        self._names = FreshNames(model.proto)
+        self._known: dict[tuple[int, str, str], str] = {}
+        self._constants: dict[int, tuple[Scope, list[onnx.TensorProto]]] = {}
+
+    def replace_map(self, node: MapNode, handle: Handle) -> None:
+        """Gives a linear map another weight and bias."""
+        proto, linear, numbers = handle.node, node.linear, self._numbers
+        weight_at = 1 if handle.scope.constants.is_constant(proto.input[1]) else 0
+        shape, groups = linear.weight.shape, linear.groups
+        weight = partial(_weight, numbers, shape, groups)
+        self._replace(handle.scope, proto, weight_at, f"weight of {groups}", weight, is_weight=True)
+        for name in ("alpha", "beta"):
+            given = find_attribute(proto, name)
+            if proto.op_type == "Gemm" and given is not None:
+                given.f = float(numbers.scales(np.array(given.f)))
+        if handle.bias_node is not None:
+            self._replace_constants(handle.scope, handle.bias_node, "shift", numbers.shifts)
+        elif proto.op_type != "MatMul" and len(proto.input) > 2 and proto.input[2]:
+            self._replace(handle.scope, proto, 2, "shift", numbers.shifts)
+
+    def replace_affine(self, node: AffineNode, handle: Handle) -> None:
+        """Gives a BN or a spelled-out affine other parameters; one that stays as it is keeps its own."""
+        if node.affine is None:
+            return
+        proto, scope = handle.node, handle.scope
+        if proto.op_type == "BatchNormalization":
+            small = self._numbers.batch_norm(node.affine.scale, node.affine.shift)
+            key = f"of {' '.join(proto.input[1:5])} {find_attribute(proto, 'epsilon')}"
+            for position, array in enumerate(small, start=1):
+                self._replace(scope, proto, position, f"{position} {key}", partial(_given, array))
+            epsilon = find_attribute(proto, "epsilon")
+            if epsilon is None:
+                proto.attribute.append(helper.make_attribute("epsilon", 0.0))
+            else:
+                epsilon.f = 0.0
+            return
+        for index in (handle.index, *handle.chain):
+            part = scope.graph.node[index]
+            self._replace_constants(scope, part, *self._role(part))
+
+    def replace_operands(self, node: OpNode, handle: Handle) -> None:
+        """Gives the constants that an operator reads beside its values, if it computes with them, small numbers."""
+        proto = handle.node
+        if proto.op_type == "LeakyRelu":
+            slope = find_attribute(proto, "alpha")
+            small = float(self._numbers.scales(np.array(0.01 if slope is None else slope.f)))
+            if slope is None:
+                proto.attribute.append(helper.make_attribute("alpha", small))
+            else:
+                slope.f = small
+        elif node.op in (Op.ADD, Op.MUL, Op.DIV, Op.RELU, Op.CONCAT):
+            self._replace_constants(handle.scope, proto, *self._role(proto))
+
+    def _role(self, proto: onnx.NodeProto) -> tuple[str, _Small]:
+        if proto.op_type in ("Mul", "PRelu"):
+            return "scale", self._numbers.scales
+        return ("divisor", self._numbers.divisors) if proto.op_type == "Div" else ("shift", self._numbers.shifts)
+
+    def _replace_constants(self, scope: Scope, proto: onnx.NodeProto, role: str, small: _Small) -> None:
+        for position, name in enumerate(proto.input):
+            if name and scope.constants.is_constant(name):
+                self._replace(scope, proto, position, role, small)
+
+    def _replace(
+        self, scope: Scope, proto: onnx.NodeProto, position: int, role: str, small: _Small, *, is_weight: bool = False
+    ) -> None:
+        """Lets a node read small numbers instead of a constant; equal constants in equal roles stay one."""
+        name = proto.input[position]
+        constant = scope.constants.find(name)
+        if constant is None or constant.overridable or constant.dtype not in STORAGE_DTYPES:
+            return
+        key = (id(scope.graph), name, role)
+        if key not in self._known:
+            new = self._known[key] = self._names.fresh(f"{name}_small")
+            old = np.empty(0) if is_weight else constant.read()  # of a weight, only the shape counts
+            make = partial(_rounded, small, old, constant.shape, constant.dtype)
+            data_type = helper.np_dtype_to_tensor_dtype(constant.dtype)
+            store = self._model.store
+            tensor = store.defer(new, constant.shape, data_type, make) if is_weight else store.embed(new, make())
+            self._constants.setdefault(id(scope.graph), (scope, []))[1].append(tensor)
+        proto.input[position] = self._known[key]
+
+    def finish(self) -> None:
+        """Adds the constants where the nodes of each scope find them."""
+        for scope, tensors in self._constants.values():
+            if isinstance(scope.graph, onnx.FunctionProto):
+                nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+                kept = [*scope.graph.node]
+                del scope.graph.node[:]
+                scope.graph.node.extend([*nodes, *kept])
+                continue
+            listed = self._model.proto.ir_version < 4
+            graph = scope.root if listed and isinstance(scope.root, onnx.GraphProto) else scope.graph
+            graph.initializer.extend(tensors)
+            if listed:
+                graph.input.extend(
+                    helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in tensors
+                )
+
+
+def _given(array: Float64Array, _: Array) -> Float64Array:
+    return array
+
+
+def _weight(numbers: Numbers, shape: tuple[int, ...], groups: int, _: Array) -> Float64Array:
+    return numbers.weight(shape, groups)
+
+
+def _rounded(small: _Small, old: Array, shape: tuple[int, ...], dtype: DType) -> Array:
+    return round_once(small(old).reshape(shape), dtype)

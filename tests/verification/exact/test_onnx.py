@@ -1,0 +1,185 @@
+"""The exact gate: what it proves, what it catches, what it says where it cannot prove anything."""
+
+import numpy as np
+import onnx
+import pytest
+import random_models
+import random_rejoined
+from onnx_fold import batch_norm, parse, random
+
+import bnfold
+from bnfold.onnx.file.load import from_proto
+from bnfold.onnx.fold import FoldOptions, fold_onnx
+from bnfold.planning.plan import Leftover
+from bnfold.report import Exact, Verdict
+from bnfold.verification.exact.judging import judge
+from bnfold.verification.exact.numbers import Numbers
+from bnfold.verification.exact.onnx.gate import check_onnx
+from bnfold.verification.exact.onnx.stand_in import stand_in
+
+
+def check(model: onnx.ModelProto, options: FoldOptions | None = None) -> Exact:
+    options = options or FoldOptions()
+    opened = from_proto(model)
+    return check_onnx(opened, fold_onnx(opened, options), options)
+
+
+def conv_bn(
+    size: str = "N,3,H,W", *, pads: int = 1, dtype: str = "float", head: str = "y = Relu(z)"
+) -> onnx.ModelProto:
+    numpy_type = {"float": np.float32, "double": np.float64, "float16": np.float16}[dtype]
+    constants = {"w": random(4, 3, 3, 3), "c": random(4)} | batch_norm(4, "p")
+    text = f"g ({dtype}[{size}] x) => ({dtype}[n,c,p,q] y) {{ v = Conv<pads=[{pads},{pads},{pads},{pads}]>(x, w, c)"
+    text += f" z = BatchNormalization(v, p_g, p_b, p_m, p_v) {head} }}"
+    return parse(text, **{name: array.astype(numpy_type) for name, array in constants.items()})
+
+
+class TestNumbers:
+    def test_signs_zeros_and_ones_stay(self) -> None:
+        array = np.array([0.0, 1.0, -1.0, 0.3, -7.1, 1e-9, 0.3])
+        small = Numbers(0).scales(array)
+        assert np.array_equal(np.sign(small), np.sign(array))
+        assert small[:3].tolist() == [0, 1, -1]
+        assert small[3] == small[6]
+
+    def test_a_number_becomes_the_same_wherever_it_stands(self) -> None:
+        one, other = np.array([[0.25, 3.0]]), np.array([3.0])
+        assert Numbers(1).scales(one)[0, 1] == Numbers(1).scales(other)[0]
+
+    def test_seeds_differ(self) -> None:
+        array = np.linspace(0.1, 5, 50)
+        assert not np.array_equal(Numbers(0).shifts(array), Numbers(1).shifts(array))
+
+    def test_divisors_are_powers_of_two(self) -> None:
+        found = np.abs(Numbers(0).divisors(np.linspace(0.1, 5, 50)))
+        assert np.array_equal(np.log2(found), np.round(np.log2(found)))
+
+    def test_a_batch_norm_has_its_small_scale_and_shift(self) -> None:
+        scale, shift = np.array([0.5, -2.0, 0.0, 1.0]), np.array([0.0, 0.1, -3.0, 0.1])
+        gamma, beta, mean, variance = Numbers(0).batch_norm(scale, shift)
+        assert np.array_equal(gamma / np.sqrt(variance), Numbers(0).scales(scale))
+        assert np.array_equal(beta - gamma / np.sqrt(variance) * mean, Numbers(0).shifts(shift))
+
+    @pytest.mark.parametrize(("shape", "groups"), [((8, 4, 3, 3), 1), ((4, 64), 1), ((12, 1, 5, 5), 12), ((64, 2), 1)])
+    def test_a_weight_reaches_every_channel(self, shape: tuple[int, ...], groups: int) -> None:
+        weight = Numbers(0).weight(shape, groups).reshape(shape[0], shape[1], -1)
+        assert (weight != 0).any(axis=(1, 2)).all()
+        assert (weight != 0).any(axis=(0, 2)).all()
+
+
+class TestStandIn:
+    def test_the_original_is_not_changed(self) -> None:
+        model = from_proto(conv_bn())
+        before = model.proto.SerializeToString(deterministic=True)
+        stand_in(model, Numbers(0))
+        assert model.proto.SerializeToString(deterministic=True) == before
+
+    def test_epsilon_goes(self) -> None:
+        made = stand_in(from_proto(conv_bn()), Numbers(0))
+        node = next(node for node in made.proto.graph.node if node.op_type == "BatchNormalization")
+        assert [given.f for given in node.attribute if given.name == "epsilon"] == [0.0]
+
+    def test_a_shared_weight_stays_shared(self) -> None:
+        text = (
+            "g (float[1,4,5,5] x) => (float[1,4,5,5] y) { a = Conv(x, w) b = BatchNormalization(a, p_g, p_b, p_m, p_v)"
+            " c = Relu(b) y = Conv(c, w) }"
+        )
+        constants = {"w": random(4, 4, 1, 1)} | batch_norm(4, "p")
+        model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+        made = stand_in(from_proto(model), Numbers(0)).proto.graph.node
+        assert made[0].input[1] == made[3].input[1] != "w"
+
+
+class TestJudging:
+    def test_zeros_of_either_sign_are_equal(self) -> None:
+        assert judge(np.array([0.0, 1]), np.array([-0.0, 1]))[0] is Verdict.PASS
+
+    def test_nan_equals_nan(self) -> None:
+        assert judge(np.array([np.nan, np.inf]), np.array([np.nan, np.inf]))[0] is Verdict.PASS
+        assert judge(np.array([np.nan, 1]), np.array([1.0, 1]))[0] is Verdict.FAIL
+
+    def test_shapes_and_types_count(self) -> None:
+        assert judge(np.ones((1, 2)), np.ones((2, 1)))[0] is Verdict.FAIL
+        assert judge(np.ones(2, np.float32), np.ones(2))[0] is Verdict.FAIL
+
+    def test_rounding_is_no_mistake(self) -> None:
+        assert judge(np.array([100.0, 1]), np.array([100.0, 1 + 1e-6]))[0] is Verdict.INCONCLUSIVE
+        assert judge(np.array([100.0, 1]), np.array([100.0, 1.5]))[0] is Verdict.FAIL
+
+
+class TestGate:
+    @pytest.mark.parametrize("leftover", list(Leftover))
+    @pytest.mark.parametrize("dtype", ["float", "double", "float16"])
+    def test_a_right_fold_is_proved_at_two_sizes(self, leftover: Leftover, dtype: str) -> None:
+        found = check(conv_bn(dtype=dtype), FoldOptions(leftover=leftover))
+        assert (found.verdict, found.regions, found.equal, found.sizes) == (Verdict.PASS, 1, 1, 2)
+
+    def test_a_fixed_model_has_one_size(self) -> None:
+        assert check(conv_bn("1,3,6,7")).sizes == 1
+
+    def test_nothing_to_fold(self) -> None:
+        model = parse("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+        assert check(model) == Exact(Verdict.PASS)
+
+    def test_sizes_that_the_model_refuses_are_passed_over(self) -> None:
+        head = "shape = Constant<value_ints=[-1, 4, 224, 224]>() r = Reshape(z, shape) y = Relu(r)"
+        found = check(conv_bn("N,3,H,W", head=head))
+        assert (found.verdict, found.equal) == (Verdict.PASS, 1)
+
+    def test_a_bn_that_reads_a_shape(self) -> None:
+        head = "s = Shape(z) flat = Reshape(z, s) y = Relu(flat)"
+        assert check(conv_bn(head=head)).verdict is Verdict.PASS
+
+    def test_inside_a_nested_graph(self) -> None:
+        text = (
+            "g (float[1,4,5,5] x, bool flag) => (float[1,4,5,5] y) { y = If(flag) <then_branch = t ()"
+            " => (float[1,4,5,5] p) { a = Conv(x, w) p = BatchNormalization(a, p_g, p_b, p_m, p_v) },"
+            " else_branch = e () => (float[1,4,5,5] q) { q = Relu(x) }> }"
+        )
+        constants = {"w": random(4, 4, 1, 1)} | batch_norm(4, "p")
+        model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+        found = check(model)
+        assert (found.verdict, found.regions) == (Verdict.PASS, 1)
+
+    def test_a_merge_that_moves_terms_to_another_operand(self) -> None:
+        """Both operands of the last Add change, and the first keeps the name of what it still is."""
+        text = (
+            "g (float[1,4,6,6] x) => (float[1,4,6,6] y) { r = Relu(x) t = ConvTranspose(r, w) m = Mul(t, s)"
+            " a = Conv<pads=[1,1,1,1]>(r, k) b = Conv<pads=[1,1,1,1]>(r, k2) c = Conv<pads=[1,1,1,1]>(r, k3)"
+            " d = Sum(m, a, b) e = Add(d, c) y = Relu(e) }"
+        )
+        arrays = {"w": random(4, 4, 1, 1), "s": random(4, 1, 1)}
+        arrays |= {name: random(4, 4, 3, 3, seed=seed) for seed, name in enumerate(("k", "k2", "k3"))}
+        model = parse(text, **{name: array.astype(np.float32) for name, array in arrays.items()})
+        assert check(model).verdict is Verdict.PASS
+        report = bnfold.fold(model).verify(device="cpu", samples=1)
+        assert report.verdict is Verdict.PASS, report.reason
+
+    def test_the_plan_has_to_be_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Numbers, "shifts", lambda _, array: np.ones(np.shape(array)))
+        model = conv_bn(pads=1, head="f = Relu(z) d = Conv(f, w2) y = BatchNormalization(d, q_g, q_b, q_m, q_v)")
+        zero = batch_norm(4, "q") | {"q_b": np.zeros(4), "q_m": np.zeros(4)} | {"w2": random(4, 4, 1, 1, seed=3)}
+        for name, array in zero.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+        found = check(model)
+        assert found.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE)
+        if found.verdict is Verdict.INCONCLUSIVE:
+            assert "small numbers do not give the same plan" in found.reason
+
+    @pytest.mark.parametrize("seed", range(60))
+    def test_random_graphs_are_equal(self, seed: int) -> None:
+        for module in (random_models, random_rejoined):
+            found = check(module.of_seed(seed))
+            assert found.verdict is Verdict.PASS, found.reason
+
+
+class TestResult:
+    def test_check_and_verify(self) -> None:
+        model = conv_bn("1,3,6,7")
+        result = bnfold.fold(model, check=True)
+        assert result.check().verdict is Verdict.PASS
+        report = result.verify(device="cpu", samples=1)
+        assert report.verdict is Verdict.PASS
+        assert report.to_dict()["exact"]["regions"] == 1
+        assert "1 of 1 changed region exactly equal" in report.summary_line()
+        assert report.timings_s["exact"] > 0
