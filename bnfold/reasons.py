@@ -29,6 +29,7 @@ class StopCode(StrEnum):
     CHANGES_DTYPE = "changes_dtype"
     WEIGHT_NOT_CONSTANT = "weight_not_constant"
     QUANTIZED_WEIGHT = "quantized_weight"
+    QUANTIZED = "quantized"
     WEIGHT_DTYPE = "weight_dtype"
     CHANNEL_AXIS = "channel_axis"
     PADDED_SHIFT = "padded_shift"

@@ -20,6 +20,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, Folding, LinearMap, Window
+from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import DType, Float64Array
 
 _DEEPEST = 8
@@ -112,7 +113,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExactTensor:
-    """A constant known in float64; a `bnfold.algebra.linear_map.Tensor`.
+    """A constant known in float64; a `bnfold.algebra.tensor.Tensor`.
 
     Attributes:
         shape: The shape.
@@ -133,10 +134,10 @@ class ExactTensor:
 
 
 def of_map(folding: Folding) -> Kernel | None:
-    """The kernel of a linear map with what it has absorbed; None if it is not known how it slides."""
+    """The kernel of a linear map with what it has absorbed; None if it is quantised or not known how it slides."""
     linear = folding.linear
     taps, window = linear.weight.shape[2:], linear.window
-    if taps and window is None:
+    if (taps and window is None) or isinstance(linear.weight, QuantisedTensor):
         return None
     transposed = bool(taps) and not linear.out_first
     axes = () if window is None else _axes(taps, window, transposed=transposed)

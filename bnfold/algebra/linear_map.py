@@ -19,12 +19,13 @@ exact value unless that lies so close to the middle between two neighbours; then
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Protocol
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine
+from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
+from bnfold.algebra.tensor import Tensor
 
 PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
 """What `LinearMap.partial_kernel` says of a convolution with padding."""
@@ -34,42 +35,6 @@ IS_TRANSPOSED = "is transposed, so its outputs do not each sum the whole kernel"
 
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
-
-
-class Tensor(Protocol):
-    """A constant that is read when it is needed."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape, known without reading."""
-
-    @property
-    def dtype(self) -> DType:
-        """The storage dtype, known without reading."""
-
-    def read(self) -> Array:
-        """The values."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ArrayTensor:
-    """A constant that is in memory already."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
-        return self.array.shape
-
-    @property
-    def dtype(self) -> DType:
-        """The dtype of the array."""
-        return self.array.dtype
-
-    def read(self) -> Array:
-        """The array itself."""
-        return self.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +132,17 @@ class Folding:
         """The new weight, in the shape and dtype of the old one; each value rounded once."""
         return self._scaled(self.linear.weight.dtype)
 
+    def quantised(self) -> QuantisedTensor | str | None:
+        """The new weight of a map whose weight is quantised, or why it cannot be; None for any other map."""
+        weight = self.linear.weight
+        if not isinstance(weight, QuantisedTensor):
+            return None
+        rows, columns = self._scales()
+        factor = np.ones((1, 1))
+        for scale in (rows, columns):
+            factor = factor if scale is None else factor * scale[:, :, 0]
+        return weight.scaled(factor)
+
     def exact_weight(self) -> Float64Array:
         """The new weight in the shape of the old one, not rounded to its dtype; `alpha` is not in it."""
         return self._scaled(np.dtype(np.float64)).astype(np.float64, copy=False)
@@ -219,7 +195,7 @@ class Folding:
             channel 3".
         """
         linear = self.linear
-        if not self._weight_is_bounded():
+        if not isinstance(linear.weight, QuantisedTensor) and not self._weight_is_bounded():
             new = self.weight()
             by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
             by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)

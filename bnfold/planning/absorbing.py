@@ -60,6 +60,9 @@ class Holding:
                 why = folding.linear.partial_kernel
                 reason = f"{target.op_type} '{target.name}' {why}, and the shift is not zero"
                 return Stop(StopCode.PADDED_SHIFT, reason)
+            unfit = folding.quantised()
+            if isinstance(unfit, str):
+                return Stop(StopCode.QUANTIZED_WEIGHT, f"{target.op_type} '{target.name}': {unfit}")
             defect = folding.defect()
             if defect is not None:
                 return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")

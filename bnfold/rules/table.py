@@ -39,6 +39,15 @@ _NONLINEAR = frozenset(
     " Softmax Sqrt Celu".split()
 )
 
+_ROUNDS = "rounds to a grid of integers, and what is rounded there must not change"
+_QUANTISED = {
+    "DequantizeLinear": "reads what was rounded to a grid of integers, and that must not change",
+    **dict.fromkeys(("QuantizeLinear", "DynamicQuantizeLinear"), _ROUNDS),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearSigmoid"), _ROUNDS),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), "computes integers, which take no scale and no shift"),
+    "MatMulNBits": "has integers for a weight, which it scales in blocks by itself",
+}
+
 
 def is_elementwise(node: OpNode) -> bool:
     """Whether each element of the output is made of the one in its place: the output has the shape of the input."""
@@ -52,6 +61,8 @@ def _no_rule(node: OpNode) -> Stop:
     if node.op_type in ("Cast", "CastLike"):
         reason = f"{node.op_type} '{node.name}' changes the element type, and what it rounds must not change"
         return Stop(StopCode.CHANGES_DTYPE, reason)
+    if node.op_type in _QUANTISED:
+        return Stop(StopCode.QUANTIZED, f"{node.op_type} '{node.name}' {_QUANTISED[node.op_type]}")
     if node.op_type in _NONLINEAR:
         return Stop(StopCode.NONLINEAR, f"{node.op_type} '{node.name}' is not linear, nothing moves past it")
     return Stop(StopCode.NO_RULE, f"no exact rule moves an affine past {node.op_type} '{node.name}'")

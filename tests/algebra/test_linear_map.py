@@ -24,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear_map import ArrayTensor, Folding, LinearMap
+from bnfold.algebra.linear_map import Folding, LinearMap
+from bnfold.algebra.tensor import ArrayTensor
 
 CONVOLUTIONS = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 TRANSPOSED = {

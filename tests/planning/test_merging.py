@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain, total
 from bnfold.algebra.kernels import Kernel, as_map, of_affine, of_map, of_pool
-from bnfold.algebra.linear_map import ArrayTensor, Folding, LinearMap, Window
+from bnfold.algebra.linear_map import Folding, LinearMap, Window
+from bnfold.algebra.tensor import ArrayTensor
 from bnfold.graph import Graph, MapNode, Node, Op, OpNode, Signs, Value
 from bnfold.planning.merging.sums import Sum
 from bnfold.planning.planner import plan

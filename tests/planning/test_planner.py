@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear_map import ArrayTensor, LinearMap
+from bnfold.algebra.linear_map import LinearMap
+from bnfold.algebra.tensor import ArrayTensor
 from bnfold.errors import UsageError
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
 from bnfold.planning import planner

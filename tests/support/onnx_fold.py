@@ -201,7 +201,7 @@ def as_bytes(model: onnx.ModelProto) -> bytes:
 _MAY_GO = frozenset(
     "BatchNormalization Constant Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze"
     " Unsqueeze Flatten Concat Slice Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where"
-    " Equal".split()
+    " Equal Tile QuantizeLinear DequantizeLinear".split()
 )
 """BN, and what constants are made of."""
 

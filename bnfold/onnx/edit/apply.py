@@ -12,9 +12,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bnfold.algebra.linear_map import Folding, LinearMap
+from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.graph import MapNode, Node
 from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.edit.leftover import leftover_nodes
+from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.lift import Handle, Scope
 from bnfold.onnx.proto.names import (
@@ -106,9 +108,15 @@ class _Editor:
         scope, proto = handle.scope, handle.node
         weight_at = 1 if scope.constants.is_constant(proto.input[1]) else 0
         name = self.names.fresh(f"{proto.input[weight_at]}_folded")
-        data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
-        weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
-        self.add_constants(scope, [weight])
+        quantised = folding.quantised()
+        if isinstance(quantised, QuantisedTensor):
+            nodes, tensors = quantised_nodes(quantised, name, self.names, self._model.store)
+            self.insert(scope, handle.index - 1, nodes)
+            self.add_constants(scope, tensors)
+        else:
+            data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
+            weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
+            self.add_constants(scope, [weight])
         self._replace_input(scope, proto, weight_at, name)
         if folding.linear is not node.linear:
             _set_form(proto, folding.linear)

@@ -2,7 +2,8 @@
 
 Two forms: a 1x1 depthwise Conv with bias, or Mul and Add. The Conv is one pass over memory and fuses with a following
 Relu; it exists for values of rank 3 to 5 in float32 and float16, the types that runtimes have kernels for, and does not
-run on an empty image. Everything else becomes Mul and Add. An Add of zeros is not written.
+run on an empty image. Everything else becomes Mul and Add. An Add of zeros is not written. Behind DequantizeLinear a
+BatchNormalization stays as it is: runtimes quantise the weight of a Conv there, which nobody has calibrated.
 """
 
 import onnx
@@ -33,6 +34,9 @@ def leftover_nodes(
     Returns:
         The nodes, from the input of `original` to its output, and their constants; None if it has to stay as it is.
     """
+    source = node.inputs[0].producer
+    if source is not None and source.op_type == "DequantizeLinear":
+        form = Leftover.KEEP if affine is node.affine else Leftover.MUL_ADD
     numbers = stored(form, node, affine)
     if numbers is None:
         return None

@@ -22,7 +22,8 @@ from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, 
 
 EXPRESSIONS = frozenset(
     "Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze Unsqueeze Flatten Concat Slice"
-    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min".split()
+    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min Tile"
+    " QuantizeLinear DequantizeLinear".split()
 )
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
 _KEPT_ELEMENTS = 1 << 16
@@ -35,7 +36,7 @@ _EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A constant of a graph; a `bnfold.algebra.linear_map.Tensor`.
+    """A constant of a graph; a `bnfold.algebra.tensor.Tensor`.
 
     Attributes:
         shape: Its shape.
@@ -83,7 +84,7 @@ class Constants:
     ) -> None:
         self.model = model
         self.budget: Budget = (outer.budget if outer else None) or budget or Budget(model.nbytes)
-        self._opset = opset
+        self.opset = opset
         self._types = types
         self._outer = outer
         self._found: dict[str, Constant | None] = {}
@@ -203,7 +204,7 @@ class Constants:
     def _evaluated(self, node: onnx.NodeProto, inputs: list[Constant | None], *, overridable: bool) -> Constant | None:
         def compute() -> Array:
             pairs = zip(node.input, inputs, strict=True)
-            return _run(node, {name: found.read() for name, found in pairs if found is not None}, self._opset)
+            return _run(node, {name: found.read() for name, found in pairs if found is not None}, self.opset)
 
         cost = sum(found.nbytes + found.cost_nbytes for found in inputs if found is not None)
         if self._grows_too_large(node, inputs) or not self.budget.spend(cost):
@@ -258,6 +259,10 @@ class Constants:
         if node.op_type == "Gather" and len(shapes) == 2 and shapes[0]:
             picked = shapes[0][int_attribute(node, "axis", 0) % len(shapes[0])]
             return prod(shapes[0]) // max(1, picked) * prod(shapes[1])
+        if node.op_type == "Tile" and len(inputs) == 2 and inputs[1] is not None:
+            return prod(max(0, int(count)) for count in inputs[1].read().reshape(-1)) * prod(shapes[0])
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return prod(shapes[0])
         asked_for = {"ConstantOfShape": 0, "Expand": 1}.get(node.op_type)
         target = None if asked_for is None else inputs[asked_for]
         if target is not None:
@@ -298,6 +303,8 @@ def _run(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> Array:
     standard.CopyFrom(node)
     standard.domain = ""
     graph = helper.make_graph([standard], "expression", inputs, outputs)
+    # Of these the reference has no older version; what they do to constants has not changed since.
+    opset = max(opset, 19) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else opset
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     results = ReferenceEvaluator(model).run(None, dict(feeds))
     return np.asarray(next(iter(results)))

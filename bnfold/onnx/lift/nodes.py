@@ -12,9 +12,11 @@ import onnx
 from bnfold.algebra.affine import Affine, batch_norm_defect
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.algebra.tensor import Tensor
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Value
 from bnfold.onnx.lift.constants import Constant, Constants
+from bnfold.onnx.lift.quantised import find_quantised
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import (
     find_attribute,
@@ -160,15 +162,15 @@ def lift_map(
     return _matmul(node, weight, bias, weight_at, source_rank)
 
 
-def _weight(node: onnx.NodeProto, position: int, constants: Constants) -> Constant | Stop:
+def _weight(node: onnx.NodeProto, position: int, constants: Constants) -> Tensor | Stop:
     name = node.input[position]
     if any(given.ref_attr_name for given in node.attribute):
         return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the attributes of {_of(node)} are parameters of a function")
+    quantised = find_quantised(name, _of(node), constants) if constants.is_constant(name) else None
+    if quantised is not None:
+        return quantised
     weight = constants.find(name)
     if weight is None:
-        producer = constants.producer(name)
-        if producer is not None and producer.op_type == "DequantizeLinear":
-            return Stop(StopCode.QUANTIZED_WEIGHT, f"the weight '{name}' of {_of(node)} is quantised")
         if constants.is_sparse(name):
             reason = f"the weight '{name}' of {_of(node)} is a sparse initializer, which a fold would make dense"
             return Stop(StopCode.WEIGHT_NOT_CONSTANT, reason)
@@ -187,7 +189,7 @@ def _bias_name(node: onnx.NodeProto, bias_add: onnx.NodeProto | None, constants:
     return str(node.input[2]) if node.op_type != "MatMul" and len(node.input) > 2 else ""
 
 
-def _convolution(node: onnx.NodeProto, weight: Constant, bias: Constant | None) -> LinearMap:
+def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) -> LinearMap:
     groups = int_attribute(node, "group", 1)
     transposed = node.op_type == "ConvTranspose"
     spatial = len(weight.shape) - 2
@@ -264,7 +266,7 @@ def lift_window(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Window | None:
     return Window(strides, dilations, pads[: len(kernel)], after)
 
 
-def _gemm(node: onnx.NodeProto, weight: Constant, bias: Constant | None) -> LinearMap:
+def _gemm(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) -> LinearMap:
     if len(weight.shape) != 2:
         message = f"the weight of {_of(node)} has shape {list(weight.shape)}, not two dimensions"
         raise ModelLoadError(message)
@@ -284,7 +286,7 @@ def _gemm(node: onnx.NodeProto, weight: Constant, bias: Constant | None) -> Line
 
 
 def _matmul(
-    node: onnx.NodeProto, weight: Constant, bias: Constant | None, weight_at: int, source_rank: int | None
+    node: onnx.NodeProto, weight: Tensor, bias: Constant | None, weight_at: int, source_rank: int | None
 ) -> LinearMap | Stop:
     if len(weight.shape) != 2:
         reason = f"the weight of {_of(node)} has {len(weight.shape)} dimensions, not 2"

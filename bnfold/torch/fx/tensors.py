@@ -31,7 +31,7 @@ _CARRIERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torc
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TorchTensor:
-    """A torch tensor as a constant of a linear map; a `bnfold.algebra.linear_map.Tensor`.
+    """A torch tensor as a constant of a linear map; a `bnfold.algebra.tensor.Tensor`.
 
     Attributes:
         tensor: A dense tensor of a type that numpy or ml_dtypes knows, on any device.

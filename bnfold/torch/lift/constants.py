@@ -44,7 +44,7 @@ _KEPT_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A constant of a graph; a `bnfold.algebra.linear_map.Tensor`.
+    """A constant of a graph; a `bnfold.algebra.tensor.Tensor`.
 
     Attributes:
         shape: Its shape.

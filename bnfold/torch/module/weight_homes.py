@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from bnfold.algebra.linear_map import Tensor
+from bnfold.algebra.tensor import Tensor
 from bnfold.graph import Graph, MapNode
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.capture.capture import Capture

@@ -12,8 +12,8 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from bnfold.algebra.linear_map import Folding
-from bnfold.algebra.linear_map import Tensor as ConstantTensor
 from bnfold.algebra.rounding import Array, round_once
+from bnfold.algebra.tensor import Tensor as ConstantTensor
 from bnfold.graph import AffineNode, MapNode, Node, Op, OpNode, Value
 from bnfold.planning.leftover import form_of
 from bnfold.planning.plan import Junction, Leftover, Plan

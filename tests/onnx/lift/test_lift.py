@@ -403,19 +403,6 @@ def test_an_unknown_rank_is_left() -> None:
     assert fold(parse(text, w=random(4, 3, 1, 1), **batch_norm(4)), compare=False).codes == []
 
 
-def test_a_quantised_weight_has_a_reason_of_its_own() -> None:
-    text = """
-    agraph (float[N,3,4,4] x) => (float[N,4,4,4] y) <float s = {0.5}>
-    {
-      w = DequantizeLinear (q, s)
-      c = Conv (x, w)
-      [bn] y = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)
-    }
-    """
-    model = parse(text, q=np.ones((4, 3, 1, 1), np.int8), **batch_norm(4, dtype=np.float32))
-    assert fold(model, compare=False, leftover="keep").codes == ["quantized_weight"]
-
-
 def test_two_bns_behind_one_conv() -> None:
     text = """
     agraph (double[N,3,4,4] x) => (double[N,4,4,4] y)

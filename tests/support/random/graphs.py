@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.algebra.linear_map import ArrayTensor, LinearMap
+from bnfold.algebra.linear_map import LinearMap
+from bnfold.algebra.tensor import ArrayTensor
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
 from bnfold.planning.plan import Plan
 from bnfold.reasons import Stop, StopCode

@@ -9,7 +9,8 @@ from merging_as_written import BORDERED, WRITTEN
 from torch import Tensor, nn
 from torch_programs import check_outputs, export, fold, fold_module, random_inputs, saved_and_loaded
 
-from bnfold.algebra.linear_map import ArrayTensor, Window
+from bnfold.algebra.linear_map import Window
+from bnfold.algebra.tensor import ArrayTensor
 from bnfold.graph import MapNode
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.program.fold import fold_program

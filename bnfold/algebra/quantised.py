@@ -1,0 +1,151 @@
+"""Weights that are stored as integers, and the scales of affines that these take exactly.
+
+A stored weight stands for W = d · (q − z), with a dequantisation scale d and a zero point z for the whole tensor, for
+each index of one axis, or for blocks along one axis. Scaled by s it is
+
+    s · d · (q − z)  =  d' · (q' − z)        d' = |s| · d        q' = sign(s) · (q − z) + z
+
+where d' is rounded once and nothing is quantised anew. Where s = 0, q' = z. What cannot be: a q' beyond the range of
+the integers (−128 turned round zero), and a d' that would vary along two axes. The zero point stays as it is: runtimes
+compute with one zero point for all channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import ml_dtypes
+import numpy as np
+
+from bnfold.algebra.rounding import Array, DType, Float64Array, round_once
+from bnfold.algebra.tensor import ArrayTensor, Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantisedTensor:
+    """A constant stored as integers; a `bnfold.algebra.tensor.Tensor` in the layout that its reader sees.
+
+    Attributes:
+        integers: The integers, as stored.
+        scale: The dequantisation scale: one number, one for each index of `axis`, or one for each block.
+        zero_point: Likewise, or None for zero.
+        axis: The axis of the stored integers along which the scale varies or is blocked.
+        block: The size of a block along `axis`; 0 where there are none.
+        permutation: From the axes of the stored integers to those of the tensor.
+        simulated: Whether the file stores floats that are quantised and dequantised when the model runs.
+        along_an_axis: Whether the file may store one scale for each index of an axis.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    axis: int
+    block: int
+    permutation: tuple[int, ...]
+    simulated: bool
+    along_an_axis: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, known without reading."""
+        return tuple(self.integers.shape[axis] for axis in self.permutation)
+
+    @property
+    def dtype(self) -> DType:
+        """The dtype of the numbers that it stands for."""
+        return self.scale.dtype
+
+    def read(self) -> Array:
+        """The numbers that it stands for, as a runtime computes them."""
+        return self.dequantised().transpose(self.permutation)
+
+    def dequantised(self) -> Array:
+        """The same, in the layout of the file."""
+        exact = self._expanded(_wide(self.scale)) * (_wide(self.integers) - self._zero())
+        return round_once(exact, self.dtype)
+
+    def scaled(self, factor: Float64Array) -> Self | str:
+        """Multiplies by an array.
+
+        Args:
+            factor: Of shape (rows or 1, columns or 1), for the first two axes as the reader sees them.
+
+        Returns:
+            The product, with integers of the same type; or a clause saying why it cannot be stored so.
+        """
+        wide = factor.reshape(factor.shape + (1,) * (len(self.permutation) - 2))
+        wide = _shrunk(wide.transpose(np.argsort(self.permutation)))
+        scale = _shrunk(self._placed(_wide(self.scale)))
+        new_scale = np.where(wide == 0, 1, np.abs(wide)) * scale
+        axes = [axis for axis, size in enumerate(new_scale.shape) if size > 1]
+        if self.block:
+            if wide.shape[self.axis] > 1:
+                return "its weight is quantised in blocks, along which the scale varies"
+        elif len(axes) > 1 or (axes and self._varies_elsewhere(axes[0])):
+            return "its weight is quantised with one scale for each index of an axis, along another of which it varies"
+        elif axes and not self.along_an_axis:
+            return "its weight is quantised with one scale, and this opset has none for each channel (13 has)"
+        integers = self._turned(np.sign(wide))
+        stored = round_once(new_scale, self.dtype)
+        tiny = float(ml_dtypes.finfo(self.dtype).tiny)  # type: ignore[no-untyped-call]
+        if integers is None:
+            kind = self.integers.dtype
+            return f"its weight is quantised, and a negative scale turns an integer out of the range of {kind}"
+        if not (np.isfinite(stored) & (stored.astype(np.float64) >= tiny)).all():
+            return f"its weight is quantised, and a dequantisation scale leaves the range of {self.dtype}"
+        return self._with(integers, stored, axes)
+
+    def _with(self, integers: Array, scale: Array, axes: list[int]) -> Self:
+        if self.block:
+            blocks = np.broadcast_to(scale, self.scale.shape).astype(self.dtype)
+            return replace(self, integers=ArrayTensor(integers), scale=ArrayTensor(blocks))
+        shape = (integers.shape[axes[0]],) if axes else self.scale.shape
+        vector = np.broadcast_to(scale.reshape(-1), shape).copy()
+        zero = self.zero_point
+        if zero is not None and zero.shape != shape:
+            zero = ArrayTensor(np.broadcast_to(zero.read().reshape(-1)[:1], shape).copy())
+        axis = axes[0] if axes else self.axis
+        return replace(self, integers=ArrayTensor(integers), scale=ArrayTensor(vector), zero_point=zero, axis=axis)
+
+    def _varies_elsewhere(self, axis: int) -> bool:
+        """Whether the zero point varies along another axis."""
+        return self.zero_point is not None and axis != self.axis and _shrunk(_wide(self.zero_point)).size > 1
+
+    def _turned(self, sign: Float64Array) -> Array | None:
+        """The integers with the differences from their zero point times a sign; None if they do not fit."""
+        zero = self._zero()
+        exact = sign * (_wide(self.integers) - zero) + zero
+        with np.errstate(invalid="ignore"):
+            turned = exact.astype(self.integers.dtype)
+        return turned if (turned.astype(np.float64) == exact).all() else None
+
+    def _zero(self) -> Float64Array:
+        return np.zeros(()) if self.zero_point is None else self._expanded(_wide(self.zero_point))
+
+    def _placed(self, array: Float64Array) -> Float64Array:
+        """A scale or zero point so that it broadcasts against the integers, or against their blocks."""
+        if self.block:
+            return array
+        shape = [1] * len(self.integers.shape)
+        if array.size > 1:
+            shape[self.axis] = array.size
+        return array.reshape(shape)
+
+    def _expanded(self, array: Float64Array) -> Float64Array:
+        """The same for each element of a block."""
+        if not self.block:
+            return self._placed(array)
+        repeated = np.repeat(array, self.block, axis=self.axis)
+        return repeated.take(np.arange(self.integers.shape[self.axis]), axis=self.axis)
+
+
+def _wide(tensor: Tensor) -> Float64Array:
+    return tensor.read().astype(np.float64)
+
+
+def _shrunk(array: Float64Array) -> Float64Array:
+    """The same with size 1 along each axis along which it is constant."""
+    for axis, size in enumerate(array.shape):
+        first = array.take([0], axis=axis) if size > 1 else array
+        if size > 1 and (array == first).all():
+            array = first
+    return array

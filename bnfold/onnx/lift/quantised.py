@@ -1,0 +1,100 @@
+"""Weights behind DequantizeLinear: the integers that a file stores, or floats that it quantises when it runs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from bnfold.algebra.quantised import QuantisedTensor
+from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.onnx.lift.constants import Constant, Constants
+from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard
+from bnfold.reasons import Stop, StopCode
+
+_SCALE_FOR_EACH_INDEX = 13
+"""The opset in which QuantizeLinear and DequantizeLinear got an axis."""
+
+
+def find_quantised(name: str, reader: str, constants: Constants) -> QuantisedTensor | Stop | None:
+    """Reads a weight that is stored as integers.
+
+    Args:
+        name: The weight, a constant.
+        reader: What reports call the node that reads it.
+        constants: The constants of its graph.
+
+    Returns:
+        The weight; the reason that its scale cannot change; or None if it is not quantised.
+    """
+    if not any(node.op_type == "DequantizeLinear" for node in _expression(name, constants)):
+        return None
+    turns: list[tuple[int, ...] | None] = []
+    node = constants.producer(name)
+    while node is not None and is_standard(node, "Identity", "Transpose"):
+        if node.op_type == "Transpose":
+            turns.append(ints_attribute(node, "perm") or None)
+        node = constants.producer(node.input[0])
+    if node is None or not is_standard(node, "DequantizeLinear"):
+        between = "" if node is None else f", and {node.op_type} changes it before it is used"
+        return Stop(StopCode.QUANTIZED_WEIGHT, f"the weight '{name}' of {reader} is quantised{between}")
+    return _dequantised(node, turns, f"the weight '{name}' of {reader}", constants)
+
+
+def _dequantised(
+    node: onnx.NodeProto, turns: list[tuple[int, ...] | None], which: str, constants: Constants
+) -> QuantisedTensor | Stop:
+    found = [constants.find(name) if name else None for name in node.input]
+    integers, scale = found[:2]
+    zero_point = found[2] if len(found) > 2 else None
+    if integers is None or scale is None or scale.dtype not in STORAGE_DTYPES or _has_another_type(node, scale):
+        return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is quantised in a way that is not understood")
+    if any(constant is not None and constant.overridable for constant in found):
+        return Stop(StopCode.OVERRIDABLE, f"{which} is a model input that a caller may override")
+    rank = len(integers.shape)
+    permutation = np.arange(rank)
+    for turn in reversed(turns):
+        permutation = permutation[[*(reversed(range(rank)) if turn is None else turn)]]
+    axis = int_attribute(node, "axis", 1)
+    block = int_attribute(node, "block_size", 0)
+    if scale.shape not in ((), (1,)) and not block and (axis >= rank or scale.shape != (integers.shape[axis],)):
+        return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is quantised with scales of another shape")
+    return QuantisedTensor(
+        integers=integers,
+        scale=scale,
+        zero_point=zero_point,
+        axis=axis % rank if rank else 0,
+        block=block,
+        permutation=tuple(int(position) for position in permutation),
+        simulated=_is_simulated(node, integers, scale, constants),
+        along_an_axis=constants.opset >= _SCALE_FOR_EACH_INDEX,
+    )
+
+
+def _has_another_type(node: onnx.NodeProto, scale: Constant) -> bool:
+    given = int_attribute(node, "output_dtype", 0)
+    return given not in (0, onnx.helper.np_dtype_to_tensor_dtype(scale.dtype))
+
+
+def _is_simulated(node: onnx.NodeProto, integers: Constant, scale: Constant, constants: Constants) -> bool:
+    """Whether floats go through QuantizeLinear with the same parameters, precise enough to come back as they were."""
+    quantise = constants.producer(node.input[0])
+    if quantise is None or not is_standard(quantise, "QuantizeLinear"):
+        return False
+    same = [*quantise.input[1:]] == [*node.input[1:]] and all(
+        int_attribute(quantise, name, default) == int_attribute(node, name, default)
+        for name, default in (("axis", 1), ("block_size", 0))
+    )
+    return same and (scale.dtype.itemsize >= 4 or integers.dtype.itemsize == 1)
+
+
+def _expression(name: str, constants: Constants) -> Iterator[onnx.NodeProto]:
+    """The nodes that compute a constant."""
+    waiting, seen = [name], {name}
+    while waiting:
+        node = constants.producer(waiting.pop())
+        if node is None:
+            continue
+        yield node
+        new = {read for read in node.input if read} - seen
+        seen |= new
+        waiting += new
