@@ -124,7 +124,12 @@ class Blocks:
     depth_last: bool
 
 
-Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """An identity that is one of the casts to a wider element type and back: what comes out is rounded as before."""
+
+
+Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | RoundTrip
 
 
 @dataclass(slots=True, eq=False)

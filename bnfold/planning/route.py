@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from bnfold.algebra.rounding import Float64Array
-from bnfold.graph import AffineNode, MapNode, Node, Value
+from bnfold.graph import AffineNode, MapNode, Node, OpNode, RoundTrip, Value
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 
@@ -55,6 +55,8 @@ def changes_type(source: Value, node: Node) -> Stop | None:
 
     What the node rounds, or computes in fewer digits, would be another number.
     """
+    if isinstance(node, OpNode) and isinstance(node.parameters, RoundTrip):
+        return None
     result = node.outputs[0]
     if source.dtype == result.dtype or not source.dtype or not result.dtype:
         return None

@@ -383,6 +383,16 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> tuple[dict[s
     return dict(zip(evaluator.output_names, outputs, strict=True)), recorder.recorded
 
 
+def run_unoptimised(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The first output of a model as onnxruntime computes it without optimisations of its own."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, dict(feeds))[0])
+
+
 def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs: normal numbers, true, and small integers."""
     draw = np.random.default_rng(seed)

@@ -64,6 +64,8 @@ def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
             editor.insert(handle.scope, handle.index, nodes)
             editor.add_constants(handle.scope, tensors)
     editor.rename(Renaming(plan))
+    for passed in dict.fromkeys(node for step in plan.steps for node in step.passed):
+        editor.rename_widened(_handle(passed))
     return editor.finish()
 
 
@@ -169,6 +171,16 @@ class _Editor:
             self._renamed[scope][value.name] = name
             if value in renaming.reshaped:
                 self._reshaped[scope].add(value.name)
+
+    def rename_widened(self, handle: Handle) -> None:
+        """Marks values between a cast that an affine has passed and the cast back: they are as precise as before it."""
+        renamed = self._renamed[handle.scope]
+        new_names: dict[str, str] = {}
+        for old in handle.widened:
+            name = renamed.get(old, old)
+            if name not in new_names:
+                new_names[name] = self.names.fresh(f"{name}_folded")
+            renamed[old] = new_names[name]
 
     def finish(self) -> bool:
         """Makes the edits; says whether there were any."""

@@ -11,7 +11,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, RoundTrip, Value
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
@@ -25,6 +25,7 @@ from bnfold.onnx.lift.nodes import (
     lift_map,
     require_channels,
 )
+from bnfold.onnx.lift.precision.round_trips import round_trips
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
 from bnfold.onnx.lift.shape_inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
@@ -84,12 +85,14 @@ class Handle:
         index: Its position among the nodes of that graph.
         bias_index: For a MatMul with its Add: the position of the Add.
         chain: For a spelled-out affine of several nodes: the positions of those behind the first.
+        widened: For a cast to a wider type that affines pass: the values that are as precise as the narrower one then.
     """
 
     scope: Scope
     index: int
     bias_index: int | None = None
     chain: tuple[int, ...] = ()
+    widened: tuple[str, ...] = ()
 
     @property
     def node(self) -> onnx.NodeProto:
@@ -155,6 +158,7 @@ class _Lifter:
         function = isinstance(scope.graph, onnx.FunctionProto)
         of = f"function '{scope.graph.name}'" if function else "the model" if self._outer is None else "a nested graph"
         self._seen = Stop(StopCode.MODEL_OUTPUT, f"is an output of {of}")
+        self._casts = round_trips(scope.graph, types, scope.constants, self._readers.of, self._readers.outputs)
         names = scope.graph.input if function else [value.name for value in scope.graph.input]
         for name in names:
             self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
@@ -273,10 +277,17 @@ class _Lifter:
             _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
         extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
-        if inputs and opset >= OLDEST_OPSET and is_identity(node, constants, self._types, mask_is_read=extra_is_read):
-            outputs = self._outputs(node, inputs[0].shape)
+        known = inputs and opset >= OLDEST_OPSET
+        cast = RoundTrip() if handle.index in self._casts else None
+        if known and (cast or is_identity(node, constants, self._types, mask_is_read=extra_is_read)):
             return OpNode(
-                name=name, op_type=node.op_type, inputs=inputs[:1], outputs=outputs, handle=handle, op=Op.IDENTITY
+                name=name,
+                op_type=node.op_type,
+                inputs=inputs[:1],
+                outputs=self._outputs(node, inputs[0].shape),
+                handle=replace(handle, widened=self._casts.get(handle.index, ())),
+                op=Op.IDENTITY,
+                parameters=cast,
             )
         affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 and opset >= OLDEST_OPSET else None
         if affine is not None:

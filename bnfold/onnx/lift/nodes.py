@@ -16,7 +16,7 @@ from bnfold.algebra.tensor import Tensor
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Value
 from bnfold.onnx.lift.constants import Constant, Constants
-from bnfold.onnx.lift.quantised import find_quantised
+from bnfold.onnx.lift.precision.quantised import find_quantised
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import (
     find_attribute,
