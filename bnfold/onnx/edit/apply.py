@@ -19,6 +19,7 @@ from bnfold.onnx.edit.leftover import leftover_nodes
 from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.lift import Handle, Scope
+from bnfold.onnx.lift.nodes import OLDEST_OPSET
 from bnfold.onnx.proto.names import (
     FreshNames,
     GraphLike,
@@ -56,7 +57,8 @@ def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
             editor.remove(_handle(gone))
     for stays, affine in plan.leftovers.items():
         handle = _handle(stays)
-        form = form_of(leftover, stays, plan)
+        old = handle.scope.opset < OLDEST_OPSET
+        form = Leftover.KEEP if old else form_of(leftover, stays, plan)
         written = leftover_nodes(form, stays, affine, handle.node, editor.names)
         if written is not None:
             nodes, tensors = written

@@ -269,7 +269,7 @@ class _Lifter:
             )
         inputs = tuple(self._value(read) for read in self._elements_read(node))
         source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
-        found = lift_map(node, constants, source_rank, handle.bias_node) if opset >= OLDEST_OPSET else None
+        found = lift_map(node, constants, source_rank, handle.bias_node)
         if isinstance(found, LinearMap) and len(inputs) == 1:
             require_channels(node, inputs[0], found.input_axis, found.in_channels)
             outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))

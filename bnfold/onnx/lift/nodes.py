@@ -14,7 +14,7 @@ from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap,
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.algebra.tensor import Tensor
 from bnfold.errors import ModelLoadError
-from bnfold.graph import Value
+from bnfold.graph import AffineNode, Value
 from bnfold.onnx.lift.constants import Constant, Constants
 from bnfold.onnx.lift.precision.quantised import find_quantised
 from bnfold.onnx.lift.types import ValueTypes
@@ -30,13 +30,15 @@ from bnfold.onnx.proto.names import (
 from bnfold.reasons import Stop, StopCode
 
 OLDEST_OPSET = 7
-"""Before this version BatchNormalization has other attributes, and Gemm and Add broadcast in another way."""
+"""Before this version Gemm and arithmetic broadcast in another way, and BatchNormalization says is_test."""
 
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 """Attributes are float32, so this is what the specification's 1e-5 stands for."""
 
 _MOST_CONSTANT_ELEMENTS = 1 << 22
 """A larger constant is no affine that anybody wants to see in float64."""
+
+_STORED = frozenset(dtype.name for dtype in STORAGE_DTYPES)
 
 _PARAMETERS = ("scale", "bias", "mean", "variance")
 
@@ -59,6 +61,9 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     stop = _inference_mode_stop(node, opset, constants)
     if stop is not None:
         return stop
+    if opset < OLDEST_OPSET and isinstance(source.producer, AffineNode):
+        # Both in one would have to be written in arithmetic that broadcasts.
+        return Stop(StopCode.OPSET, f"in opset {opset} it cannot become one with '{source.producer.name}' before it")
     found: list[Constant] = []
     for parameter, name in zip(_PARAMETERS, node.input[1:5], strict=True):
         constant = constants.find(name)
@@ -108,8 +113,9 @@ def require_channels(node: onnx.NodeProto, source: Value, axis: int, channels: i
 def _inference_mode_stop(node: onnx.NodeProto, opset: int, constants: Constants) -> Stop | None:
     if any(given.ref_attr_name for given in node.attribute):
         return Stop(StopCode.PARAMETERS_NOT_CONSTANT, "its attributes are parameters of the function around it")
-    if opset < OLDEST_OPSET:
-        return Stop(StopCode.OPSET, f"opset {opset} is older than {OLDEST_OPSET}; convert the model to a newer opset")
+    if opset < OLDEST_OPSET and not int_attribute(node, "is_test", 0):
+        reason = f"in opset {opset} it normalises with the statistics of each batch, unless its is_test is 1"
+        return Stop(StopCode.OPSET, reason)
     if int_attribute(node, "training_mode", 0):
         # A constant is normalised where weights are standardised.
         whose = f"the constant '{node.input[0]}'" if constants.is_constant(node.input[0]) else "each batch"
@@ -138,7 +144,8 @@ def lift_map(
     Raises:
         ModelLoadError: The shape of a constant contradicts the node.
     """
-    if not is_standard(node, "Conv", "ConvTranspose", "Gemm", "MatMul"):
+    old = constants.opset < OLDEST_OPSET
+    if not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul"))):
         return None
     weight_at = 1
     if node.op_type == "MatMul" and not constants.is_constant(node.input[1]):
@@ -326,7 +333,7 @@ def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants,
 
 
 def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Affine | None:
-    """Reads an Add, Sub, Mul or Div with a constant as an affine of its other operand.
+    """Reads a Neg, or an Add, Sub, Mul or Div with a constant, as an affine of its other operand.
 
     Args:
         node: The node.
@@ -336,7 +343,12 @@ def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Af
     Returns:
         Its affine, or None if it is none, or may give its result another shape than its operand has.
     """
-    if not is_standard(node, "Add", "Sub", "Mul", "Div") or len(node.input) != 2 or source.shape is None:
+    if source.shape is None:
+        return None
+    if is_standard(node, "Neg"):
+        one = np.ones((1,) * len(source.shape))
+        return Affine(-one, 0 * one) if source.dtype in _STORED else None
+    if not is_standard(node, "Add", "Sub", "Mul", "Div") or len(node.input) != 2:
         return None
     position = 0 if constants.is_constant(node.input[0]) else 1
     constant = constants.find(node.input[position])

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx_fold import batch_norm, constant, fold, parse, pure_scale, random, scale_and_shift
+from onnx_fold import add_initializers, batch_norm, constant, fold, parse, pure_scale, random, scale_and_shift
 
 import bnfold
 
@@ -196,14 +196,65 @@ def test_every_opset_from_7_on(opset: int) -> None:
     assert folded.count("BatchNormalization") == 0
 
 
-def test_opset_6_is_left() -> None:
-    text = (
-        CONV_BN.replace("ATTRIBUTES", "")
-        .replace("BIAS", "")
-        .replace("BatchNormalization", "BatchNormalization <is_test=1>")
+OLD_CONV_BN = """agraph (float[N,3,8,8] x) => (float[N,4,6,6] y) {
+    c = Conv <kernel_shape=[3,3]> (x, w, b)
+    y = BatchNormalization <CONSUMED is_test=IS_TEST> (c, bn_g, bn_b, bn_m, bn_v)
+}"""
+
+
+def old_model(opset: int, *, is_test: int = 1, text: str = OLD_CONV_BN) -> onnx.ModelProto:
+    consumed = "consumed_inputs=[0,0,0,1,1]," if opset == 1 else ""
+    norm = batch_norm(4, dtype=np.float32)
+    text = text.replace("CONSUMED", consumed).replace("IS_TEST", str(is_test))
+    model = parse(text, opset=opset, ir_version=3, w=random(4, 3, 3, 3, dtype=np.float32), **norm)
+    if "b)" in text:
+        add_initializers(model.graph, {"b": random(4, dtype=np.float32)})
+    names = [(tensor.name, tensor.dims) for tensor in model.graph.initializer]
+    model.graph.input.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, d) for name, d in names)
+    return model
+
+
+@pytest.mark.parametrize("opset", [1, 6])
+def test_before_opset_7_a_batch_norm_says_that_it_is_in_inference_mode(opset: int) -> None:
+    model = old_model(opset)
+    folded = fold(model, compare=False)
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv"]
+    norm = batch_norm(4, dtype=np.float32)
+    scale, shift = scale_and_shift(norm)
+    weight, bias = (random(4, 3, 3, 3, dtype=np.float32), random(4, dtype=np.float32))
+    conv = folded.model.graph.node[0]
+    expected = (scale.reshape(4, 1, 1, 1) * weight).astype(np.float32)
+    np.testing.assert_array_equal(constant(folded.model, conv.input[1]), expected)
+    np.testing.assert_array_equal(constant(folded.model, conv.input[2]), (scale * bias + shift).astype(np.float32))
+
+
+@pytest.mark.parametrize("opset", [1, 6])
+def test_before_opset_7_a_batch_norm_is_in_training_mode_otherwise(opset: int) -> None:
+    folded = fold(old_model(opset, is_test=0), compare=False)
+    assert folded.codes == ["opset"]
+    assert folded.model == folded.original
+
+
+def test_before_opset_7_what_stays_is_written_as_it_was() -> None:
+    """Mul and Add would need attributes there."""
+    text = OLD_CONV_BN.replace("c = Conv <kernel_shape=[3,3]> (x, w, b)", "t = Conv (x, w) c = Tanh (t)")
+    folded = fold(old_model(6, text=text), compare=False, leftover="mul-add")
+    assert folded.plan.batch_norms_left == 1
+    assert folded.model == folded.original
+    text = text.replace("y = Batch", "z = Batch").replace(
+        "}", "y = BatchNormalization <is_test=1> (z, bn_g, bn_b, bn_m, bn_v) }"
     )
-    model = parse(text, opset=6, w=random(4, 3, 3, 3), **batch_norm(4))
-    assert fold(model, compare=False).codes == ["opset"]
+    folded = fold(old_model(6, text=text), compare=False)
+    assert folded.codes[-1] == "opset"
+    assert folded.model == folded.original
+
+
+def test_a_sign_is_an_affine() -> None:
+    text = """agraph (double[N,3,8,8] x) => (double[N,4,6,6] y) {
+        c = Conv (x, w) m = Neg (c) y = BatchNormalization (m, bn_g, bn_b, bn_m, bn_v)
+    }"""
+    folded = fold(parse(text, w=random(4, 3, 3, 3), **batch_norm(4)))
+    assert [node.op_type for node in folded.model.graph.node] == ["Conv"]
 
 
 def test_spatial_zero_is_left() -> None:
