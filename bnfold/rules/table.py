@@ -6,7 +6,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 
 | operator | backward | forward |
 |---|---|---|
-| identity (Dropout at inference, Cast to the same type) | s, t | s, t |
+| identity (Dropout at inference, Cast to the same type, or to a wider one and back) | s, t | s, t |
 | transpose | s, t | s, t |
 | reshape (Flatten, Squeeze, Unsqueeze) | s, t where the arrays reshape with it | s, t likewise |
 | concat | s, t, the matching slice to each input | s, t; the other inputs are as they were |
