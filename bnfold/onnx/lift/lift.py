@@ -13,6 +13,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, RoundTrip, Value
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.affines import lift_affine
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.moves import NodeView, lift_move
@@ -20,7 +21,6 @@ from bnfold.onnx.lift.nodes import (
     OLDEST_OPSET,
     is_bias_add,
     is_identity,
-    lift_affine,
     lift_batch_norm,
     lift_map,
     require_channels,

@@ -1,0 +1,61 @@
+"""Affines that are spelled out as arithmetic with constants, one ONNX node each."""
+
+from math import prod
+
+import numpy as np
+import onnx
+
+from bnfold.algebra.affine import Affine
+from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.graph import Value
+from bnfold.onnx.lift.constants import Constants
+from bnfold.onnx.proto.names import is_standard
+
+_MOST_CONSTANT_ELEMENTS = 1 << 22
+"""A larger constant is no affine that anybody wants to see in float64."""
+
+_STORED = frozenset(dtype.name for dtype in STORAGE_DTYPES)
+
+
+def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Affine | None:
+    """Reads a Neg, or an Add, Sub, Mul or Div with a constant, as an affine of its other operand.
+
+    Args:
+        node: The node.
+        constants: The constants of its graph.
+        source: The operand that is not constant.
+
+    Returns:
+        Its affine, or None if it is none, or may give its result another shape than its operand has.
+    """
+    if source.shape is None:
+        return None
+    if is_standard(node, "Neg"):
+        one = np.ones((1,) * len(source.shape))
+        return Affine(-one, 0 * one) if source.dtype in _STORED else None
+    if not is_standard(node, "Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+        return None
+    position = 0 if constants.is_constant(node.input[0]) else 1
+    constant = constants.find(node.input[position])
+    if constant is None or constant.overridable or constant.dtype not in STORAGE_DTYPES:
+        return None
+    rank = len(source.shape)
+    if len(constant.shape) > rank or prod(constant.shape) > _MOST_CONSTANT_ELEMENTS:
+        return None
+    shape = (1,) * (rank - len(constant.shape)) + constant.shape
+    if any(size not in (1, source.shape[axis]) for axis, size in enumerate(shape)):
+        return None
+    array = constant.read().astype(np.float64).reshape(shape)
+    if not np.isfinite(array).all():
+        return None
+    one, zero = np.ones((1,) * rank), np.zeros((1,) * rank)
+    match node.op_type, position:
+        case "Add", _:
+            return Affine(one, array)
+        case "Sub", 1:
+            return Affine(one, -array)
+        case "Sub", 0:
+            return Affine(-one, array)
+        case "Mul", _:
+            return Affine(array, zero)
+    return Affine(1.0 / array, zero) if position == 1 and array.all() else None
