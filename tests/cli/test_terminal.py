@@ -170,7 +170,9 @@ def test_closed_descriptors_are_not_taken_by_the_files_that_are_written(tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(number, tmp_path):
     slow = (
-        "import time, bnfold.onnx.file.output as output\n"
+        "import signal, time, bnfold.onnx.file.output as output\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without one
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "write = output.Output.write\n"
         "output.Output.write = lambda *words: (time.sleep(0.2), write(*words))\n"
     )
