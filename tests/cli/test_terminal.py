@@ -71,7 +71,7 @@ def test_names_from_a_file_in_json(run, forged):
 
 def test_names_in_an_error(run, forged):
     proto = onnx.load(forged)
-    proto.graph.node[0].op_type = "Conv\x1b[2J\n"
+    proto.graph.node[0].input[0] = "no\x1b[2J\nvalue"
     onnx.save(proto, forged)
     code, out, err = run("inspect", forged)
     assert (code, out) == (3, "")

@@ -10,10 +10,11 @@ import onnx.numpy_helper as onh
 import pytest
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.onnx.file.load import check, from_proto
+from bnfold.onnx.file.load import from_proto
 from bnfold.onnx.fold import inspect_onnx
 from bnfold.onnx.lift import constants as constants_module
 from bnfold.onnx.lift.budget import Budget
+from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.proto.unfolding import data_stays_small, require_expandable
 
