@@ -161,14 +161,16 @@ class _Run:
                 self.name(tensor, frame.value if is_value else _INSIDE)
             return
         if tensors or result is None:
-            tensors = [leaf for leaf in tensors if not self._is_passed_on(leaf)]
             name = getattr(function, "__qualname__", None) or str(function)
             self.record.entries.append((name, self.described(arguments)))
             self._count_up(tensors)
 
-    def _is_passed_on(self, tensor: Tensor) -> bool:
-        """Whether a result is what was given, unchanged, as that of a dropout is."""
-        return tensor in self._tokens and self._versions[tensor] == _version(tensor) is not None
+    def is_passed_on(self, result: object) -> TypeGuard[Tensor]:
+        """Whether a result is what a function was given, unchanged, as that of a dropout is."""
+        if not isinstance(result, Tensor) or isinstance(result, nn.Parameter) or result not in self._tokens:
+            return False
+        version = _version(result)
+        return version is not None and bool(self._versions[result] == version)
 
     def described(self, value: object) -> object:
         """Nested values in a form that can be compared."""
@@ -257,6 +259,8 @@ class _Calls(TorchFunctionMode):
     ) -> object:
         given = dict(kwargs or {})
         result = func(*args, **given) if self._shapes is None else self._shapes.call(func, args, given)
+        if self._run.is_passed_on(result):
+            result = result.detach()  # one tensor more, for one run may pass on what the other has to compute
         self._run.called(func, (args, given), result)
         return result
 
