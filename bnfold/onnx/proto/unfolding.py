@@ -15,6 +15,7 @@ from bnfold.onnx.proto.names import GraphLike, nested
 _MOST_NODES = 1_000_000
 _MOST_ELEMENTS = 1 << 22
 _LONG_ENOUGH = 1 << 40  # to tell that it is too long
+_DEEPEST = 100  # as far as onnx follows calls
 _RANK = 64  # of what Shape gives
 
 _Name = tuple[str, str]
@@ -29,11 +30,15 @@ def require_expandable(model: onnx.ModelProto, where: str) -> None:
         where: What the sentence of an error starts with.
 
     Raises:
-        UnsupportedModelError: A function calls itself, or there are too many calls.
+        UnsupportedModelError: A function calls itself, or there are too many calls, or too many levels of them.
     """
     functions = _functions(model)
     sizes: dict[_Name, int] = {}
+    depths: dict[_Name, int] = {}
     for name in _callees_first(functions, where):
+        depths[name] = 1 + max((depths[called] for called in _calls(functions[name], functions)), default=0)
+        if depths[name] > _DEEPEST:
+            raise UnsupportedModelError(f"{where}: its functions call each other more than {_DEEPEST} levels deep.")
         sizes[name] = _expanded(functions[name], sizes)
     found = sum(len(graph.node) for scope in (model.graph, *model.functions) for graph in nested(scope))
     unfolded = _expanded(model.graph, sizes)

@@ -169,6 +169,15 @@ def test_functions_that_unfold_into_some_thousands_are_not():
     require_expandable(called(calls(10, oh.make_node("Relu", ["a"], ["o"]))), "The model")
 
 
+@pytest.mark.parametrize("depth", [101, 5000])
+def test_functions_that_call_each_other_too_deep_are_refused(depth):
+    functions = [function(f"F{at}", [oh.make_node(f"F{at + 1}", ["a"], ["o"], domain="d")]) for at in range(depth)]
+    functions.append(function(f"F{depth}", [oh.make_node("Relu", ["a"], ["o"])]))
+    with pytest.raises(UnsupportedModelError, match="more than 100 levels deep"):
+        check(from_proto(called(functions)))
+    check(from_proto(called(functions[-50:-1] + functions[-1:])))
+
+
 @pytest.mark.parametrize("loop", [["F0"], ["F1", "F0"], ["F1", "F2", "F0"]])
 def test_functions_that_call_themselves_are_refused(loop):
     functions = [function(f"F{at}", [oh.make_node(to, ["a"], ["o"], domain="d")]) for at, to in enumerate(loop)]
