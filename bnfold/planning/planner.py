@@ -11,6 +11,8 @@ The graph is only read; what has moved so far is kept beside it, in `bnfold.plan
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
@@ -265,8 +267,10 @@ class _Search:
         return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
 
     def _is_worth_a_word(self, node: AffineNode) -> bool:
-        """Whether a spelled-out affine that stays is listed: if one number, or one a channel, next to a linear map."""
+        """Whether a spelled-out affine that stays is listed: a number, or one a channel, next to a map, but no sign."""
         if node not in self._affines or self._affines[node].varying_axes > 1:
+            return False
+        if (np.abs(self._affines[node].scale) == 1).all() and not self._affines[node].shift.any():
             return False
         readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
         producer = self._tensors.root(node.inputs[0]).producer
