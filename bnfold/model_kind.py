@@ -1,6 +1,7 @@
 """Which kind a model is, told without importing torch or onnx_ir: objects of theirs exist only where they have been."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -8,6 +9,14 @@ from typing import TYPE_CHECKING, TypeGuard
 if TYPE_CHECKING:
     import onnx_ir
     import torch
+
+
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a text has the form `package.module:name`."""
+    return _IMPORT_PATH.fullmatch(text) is not None
 
 
 def is_module(model: object) -> "TypeGuard[torch.nn.Module]":

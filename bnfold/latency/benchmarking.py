@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
 from bnfold.errors import UsageError
+from bnfold.extras import require
 from bnfold.input_spec import Array, Shapes
 from bnfold.latency.figures import Latency, Ratio
 from bnfold.latency.onnx_runner import OnnxPair
@@ -148,6 +149,7 @@ def _torch_pair(
     value_ranges: Mapping[str, Range] | None,
 ) -> tuple[Pair, tuple[str, str]]:
     # Whoever measures ONNX models need not wait for torch.
+    require("torch", "a PyTorch model")
     from bnfold.latency.torch_runner import TorchPair
     from bnfold.verification.torch.run.samples import SampleRequest
     from bnfold.verification.torch.run.subject import Subject, TorchLike

@@ -2,3 +2,7 @@
 
 It must not know ONNX, but for the one file that exports to it, and decides nothing about where an affine goes.
 """
+
+from bnfold.extras import require
+
+require("torch", "a PyTorch model")

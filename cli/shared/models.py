@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bnfold.errors import ModelLoadError, UsageError
-from bnfold.torch.file.import_path import is_import_path
+from bnfold.model_kind import is_import_path
 
 _STATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 

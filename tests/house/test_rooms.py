@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FULL = 13  # files, beside the one that says what the room is for
 
-BASE = {"errors", "version", "memory", "model_kind", "printable", "reasons", "source_file", "input_spec"}
+BASE = {
+    *("errors", "version", "memory", "model_kind", "printable", "reasons"),
+    *("source_file", "input_spec", "extras"),
+}
 """What anybody may import: these import nothing of the package but each other."""
 
 VERIFICATION = {"verification/judging", "verification/inputs", "verification/runtime"}

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 
 from bnfold.errors import ModelLoadError, UsageError
+from bnfold.model_kind import is_import_path
 from bnfold.torch.capture.wrappers import unwrap
-from bnfold.torch.file.import_path import is_import_path
 
 
 def build_module(import_path: str, arguments: Mapping[str, object] | None = None) -> torch.nn.Module:

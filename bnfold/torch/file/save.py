@@ -16,6 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from bnfold.errors import BnfoldError, OutputError
+from bnfold.extras import require
 from bnfold.source_file import reason_of
 from bnfold.staging import Written, private_folder, replace_file, require_not_source, require_writable
 from bnfold.torch.file.pt2.archive import check_archive
@@ -160,6 +161,7 @@ def _separate(state: Mapping[str, object], destination: Path) -> dict[str, torch
 
 
 def _write_safetensors(tensors: dict[str, torch.Tensor], target: Path) -> None:
+    require("safetensors", "a .safetensors file")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

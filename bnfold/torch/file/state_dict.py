@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from bnfold.errors import ModelLoadError, UnsafeModelError, UnsupportedModelError
+from bnfold.extras import require
 from bnfold.source_file import SourceFile
 
 _NESTS = (
@@ -103,6 +104,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> object:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    require("safetensors", "a .safetensors file")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

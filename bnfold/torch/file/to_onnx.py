@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import OutputError, UnsupportedModelError
+from bnfold.extras import require
 from bnfold.source_file import reason_of
 from bnfold.staging import private_folder
 from bnfold.torch.capture.export import quiet
@@ -48,6 +49,7 @@ def export_onnx(program: ExportedProgram, path: Path, *, dynamic: DynamicAxes | 
         UnsupportedModelError: torch.onnx has no translation for something in it, or it returns more than tensors.
     """
     require_none_of((bool, int, float, str), program, "an ONNX file")
+    require("onnxscript", "the export to ONNX")
     names = output_names(program)
     try:
         with quiet(), _exporter_quiet():

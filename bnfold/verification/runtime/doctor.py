@@ -155,7 +155,7 @@ def _cuda_major() -> str:
 def _torch() -> Check:
     subject = "torch on CUDA"
     if find_spec("torch") is None:
-        return Check(subject, good=False, found="torch is not installed", remedy="pip install torch")
+        return Check(subject, good=False, found="torch is not installed", remedy="pip install 'bnfold[torch]'")
     import torch
 
     built_for: str | None = torch.version.cuda

@@ -2,3 +2,7 @@
 
 What a difference amounts to is for `bnfold.verification.judging` to say.
 """
+
+from bnfold.extras import require
+
+require("torch", "a PyTorch model")

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bnfold.errors import ModelLoadError, UsageError  # noqa: E402
+from bnfold.model_kind import is_import_path  # noqa: E402
 from bnfold.torch.file.factory import build_module  # noqa: E402
-from bnfold.torch.file.import_path import is_import_path  # noqa: E402
 
 CODE = """
 from torch import nn

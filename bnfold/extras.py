@@ -1,0 +1,35 @@
+"""Packages that only some of the work needs: `pip install 'bnfold[torch]'` brings them, and an ONNX file needs none."""
+
+from importlib import import_module
+
+from bnfold.errors import DeviceError
+
+_NAMES = {"torch": "PyTorch"}
+
+
+def require(package: str, what: str) -> None:
+    """Imports a package of the extra `torch`.
+
+    Args:
+        package: Its import name.
+        what: What needs it, as the subject of "needs ...".
+
+    Raises:
+        DeviceError: It is not installed, or cannot be imported.
+    """
+    name = _NAMES.get(package, package)
+    try:
+        import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise _broken(name, what, error) from error
+        message = f"{what} needs {name}, which is not installed"
+        raise DeviceError(message, hint="Install it with: pip install 'bnfold[torch]'") from error
+    except (ImportError, OSError) as error:
+        raise _broken(name, what, error) from error
+
+
+def _broken(name: str, what: str, error: Exception) -> DeviceError:
+    said = " ".join(str(error).split())[:200]
+    message = f"{what} needs {name}, which cannot be imported: {said}"
+    return DeviceError(message, hint="Install it anew with: pip install --force-reinstall 'bnfold[torch]'")
