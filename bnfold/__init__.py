@@ -60,12 +60,21 @@ _HOMES = {
     "verify": "bnfold.verification",
 }
 
+_SUBMODULES = ("onnx",)
+"""What is public below: not in `__all__`, for `from bnfold import *` must not replace the caller's own `onnx`."""
+
 
 def __getattr__(name: str) -> object:
     """Imports what is asked for when it is asked for, so that `bnfold --help` need not wait for onnx."""
     from importlib import import_module
 
+    if name in _SUBMODULES:
+        return import_module(f"bnfold.{name}")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])

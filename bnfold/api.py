@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 from bnfold import checking
 from bnfold.errors import UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
+from bnfold.progress import telling
+from bnfold.tables import Block, as_html, as_text
 
 if TYPE_CHECKING:
     import onnx
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from bnfold.onnx.file.load import OnnxModel
     from bnfold.planning.plan import Leftover, Plan
+    from bnfold.progress import Progress
     from bnfold.report import Exact, Report
     from bnfold.staging import Staged, Written
     from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
@@ -29,7 +32,7 @@ ModelT_co = TypeVar("ModelT_co", covariant=True)
 ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class FoldResult(Generic[ModelT_co]):
     """What `fold` returns.
 
@@ -38,18 +41,22 @@ class FoldResult(Generic[ModelT_co]):
         changed: Whether the folded model differs from the original at all.
         ops_before: How many nodes of each operator the original has.
         ops_after: How many nodes of each operator the folded model has.
+        parameters: How many floating-point numbers the original and the folded model store.
+        report: What `fold(..., verify=True)` found; None where nobody asked.
     """
 
     plan: "Plan"
     changed: bool
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    parameters: tuple[int, int]
     _build: Callable[[], ModelT_co]
     _stage: "Callable[[Path, bool], AbstractContextManager[Staged]]"
     _check: "Callable[[], Exact]"
     _verify: "Callable[[ModelT_co, Mapping[str, object]], Report]"
     _model: ModelT_co | None = field(default=None)
     _exact: "Exact | None" = field(default=None)
+    report: "Report | None" = field(default=None)
 
     @property
     def model(self) -> ModelT_co:
@@ -118,6 +125,29 @@ class FoldResult(Generic[ModelT_co]):
         """
         return self._stage(Path(path), force)
 
+    def summary(self) -> str:
+        """Several lines: the verdict if there is one, before and after, and what was folded, merged and left."""
+        return as_text(self.blocks())
+
+    def blocks(self) -> list[Block]:
+        """The lines of `summary`, with its tables as tables."""
+        nodes = (sum(self.ops_before.values()), sum(self.ops_after.values()))
+        before_after = [
+            ("", "before", "after"),
+            ("BatchNorms", str(self.plan.batch_norms), str(self.plan.batch_norms_left)),
+            ("nodes", *map(str, nodes)),
+            ("parameters", *map(str, self.parameters)),
+        ]
+        verdict: list[Block] = [] if self.report is None else [self.report.summary_line(), ""]
+        return [*verdict, before_after, "", *self.plan.blocks()]
+
+    def __repr__(self) -> str:
+        verdict = "" if self.report is None else f"; {self.report.verdict}"
+        return f"<FoldResult: {self.plan.headline()}{verdict}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.blocks())
+
 
 @overload
 def fold(
@@ -130,6 +160,8 @@ def fold(
     merge: bool = True,
     repair: bool = False,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> "FoldResult[onnx.ModelProto | torch.export.ExportedProgram]": ...
 @overload
 def fold(
@@ -142,6 +174,8 @@ def fold(
     merge: bool = True,
     repair: bool = False,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> "FoldResult[onnx.ModelProto]": ...
 @overload
 def fold(
@@ -154,6 +188,8 @@ def fold(
     merge: bool = True,
     repair: bool = False,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> "FoldResult[onnx_ir.Model]": ...
 @overload
 def fold(
@@ -165,6 +201,8 @@ def fold(
     leftover: str = "conv",
     merge: bool = True,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> "FoldResult[torch.export.ExportedProgram]": ...
 @overload
 def fold(
@@ -176,6 +214,8 @@ def fold(
     only: tuple[str, ...] = (),
     inplace: bool = False,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> FoldResult[ModuleT]: ...
 def fold(
     model: "OnnxLike | TorchLike",
@@ -189,6 +229,8 @@ def fold(
     repair: bool = False,
     inplace: bool = False,
     check: bool = False,
+    verify: bool = False,
+    progress: "Progress | None" = None,
 ) -> "FoldResult[object]":
     """Folds the BatchNorms of a model into the weights around them.
 
@@ -211,20 +253,27 @@ def fold(
         inplace: Fold a torch.nn.Module itself instead of a copy.
         check: Run the exact gate (see `FoldResult.check`). It takes several times what the fold takes, and is off here
             for that reason; the command line always runs it.
+        verify: Compare the result with the original (see `FoldResult.verify`), and raise an error unless it passes.
+        progress: Told, in words, what is being done; the log "bnfold" is told too, at level INFO.
 
     Returns:
-        The folded model and the plan that was carried out. Nothing is written, and nothing verified but by `check`.
+        The folded model and the plan that was carried out. Nothing is written, and nothing verified but by `check` and
+        `verify`.
 
     Raises:
         UsageError: A pattern matches no BN, or an argument is of the wrong kind.
         ModelLoadError: The model is missing, damaged or not valid.
         UnsafeModelError: It refers to files outside its folder, or would run code when loaded.
         UnsupportedModelError: It is of a kind that bnfold cannot fold.
-        VerificationError: `check` found the fold to be wrong.
+        VerificationError: `check` found the fold to be wrong, or `verify` found the outputs to differ, or could not
+            conclude anything.
     """
     if repair and is_torch(model):
         message = f"repair is for an ONNX model, not a {type(model).__name__}"
         raise UsageError(message)
+    if verify and inplace:
+        raise checking.no_original()
+    telling(progress)("folding")
     result = _fold(
         model,
         example_inputs,
@@ -241,6 +290,13 @@ def fold(
             f"the fold is wrong: {result.check().reason}",
             hint="This is a bug in bnfold; skip= leaves the BatchNorms that it is about as they are.",
         )
+    if verify:
+        result.report = result.verify(progress=progress)
+        if result.report.verdict != "pass":
+            raise VerificationError(
+                f"the folded model does not match: {result.report.summary_line()}",
+                hint="fold without verify=True, and result.verify().summary(), tells more.",
+            )
     return result
 
 
@@ -268,10 +324,13 @@ def _fold(
             module.changed,
             module.ops_before,
             module.ops_after,
+            module.parameters,
             lambda: module.module,
             lambda path, force: stage_module(module.module, path, force=force),
             lambda: checking.module(model, example_inputs, dynamic_shapes, module, skip, only, inplace=inplace),
-            lambda result, options: checking.verified(model, result, {"example_inputs": example_inputs, **options}),
+            lambda result, options: checking.verified(
+                None if inplace else model, result, {"example_inputs": example_inputs, **options}
+            ),
         )
     if example_inputs is not None or dynamic_shapes is not None or inplace:
         message = f"example_inputs, dynamic_shapes and inplace are for a torch.nn.Module, not a {type(model).__name__}"
@@ -288,6 +347,7 @@ def _fold(
             program.changed,
             program.ops_before,
             program.ops_after,
+            program.parameters,
             lambda: program.program,
             lambda path, force: stage_program(program.program, path, source, force=force),
             lambda: checking.program(exported, program, skip, only, form, merge=merge),
@@ -303,6 +363,7 @@ def _fold(
         folded.changed,
         folded.ops_before,
         folded.ops_after,
+        folded.parameters,
         lambda: _like(model, folded.model),
         lambda path, force: stage(folded.model, path, force=force),
         lambda: checking.onnx(opened, folded, options),

@@ -57,14 +57,22 @@ def module(
     from bnfold.verification.exact.torch.gate import check_module
 
     if inplace:
-        message = "a module that was folded in place cannot be checked: its original is gone"
-        raise UsageError(message, hint="Fold a copy, with inplace=False.")
+        raise no_original()
     return check_module(original, example_inputs, dynamic_shapes, folded, skip=skip, only=only)
 
 
+def no_original() -> UsageError:
+    """What is said where a module was changed itself, and is to be compared with what it was."""
+    message = "a module that was folded in place cannot be checked: its original is gone"
+    return UsageError(message, hint="Fold a copy, with inplace=False.")
+
+
 def verified(original: object, folded: object, options: Mapping[str, object]) -> "Report":
-    """What `bnfold.verify` finds."""
+    """What `bnfold.verify` finds; without an original nothing."""
     from bnfold.verification import verify
+
+    if original is None:
+        raise no_original()
 
     report: Report = verify(original, folded, **options)  # type: ignore[arg-type]
     return report

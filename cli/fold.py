@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnfold.errors import OutputError, UsageError
+from bnfold.tables import Block, Table, size
 
 from .shared import options
 from .shared.compare import Verification
@@ -16,14 +17,13 @@ from .shared.files import describe
 from .shared.jobs import FoldOptions, Job, fold_model
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
-from .shared.terminal import say, say_json, tell
+from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
     from bnfold.report import FileInfo, Report
     from bnfold.staging import Written
 
 FAILED_EXIT_CODE = 1
-SITES = 3
 
 
 def fold(
@@ -96,6 +96,8 @@ def fold(
     tf32: options.Tf32 = False,
     timeout: options.Timeout = None,
     as_json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fold the BatchNorms of a model, verify the result, and write it.
 
@@ -133,7 +135,10 @@ def fold(
                     written = staged.commit()
             timings["total"] = time.perf_counter() - started
     try:
-        _tell(model, source, output, written, job, report, timings, as_json=as_json)
+        if not quiet or as_json:
+            _tell(model, source, output, written, job, report, timings, as_json=as_json, verbose=verbose)
+        elif not good:
+            tell(f"error: nothing was written; {report.summary_line()}")
     except OutputError as error:
         error.hint = "Nothing was written." if written is None else f"{output} was written all the same."
         raise
@@ -157,6 +162,7 @@ def _tell(
     timings_s: Mapping[str, float],
     *,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     from bnfold.report import complete
 
@@ -168,31 +174,33 @@ def _tell(
     if as_json:
         say_json(complete(report, job.plan, source, target, timings_s).to_json())
         return
-    plan = job.plan
-    lines = [f"{model}: {show.headline(plan)}"]
-    lines += show.fold_lines(plan.folds, show.SHOWN_LINES)
-    if plan.merges:
-        lines += ["", show.merge_headline(plan), *show.merge_lines(plan.merges, show.SHOWN_LINES)]
-    if plan.apart:
-        lines += ["", "branches that stay, with the reason", *show.apart_lines(plan.apart, show.SHOWN_LINES)]
-    if plan.left:
-        lines += ["", "left, with the reason", *show.left_lines(plan.left, show.SHOWN_LINES)]
-    if plan.assumptions:
-        lines += ["", "assumed", *show.assumption_lines(plan.assumptions, show.SHOWN_LINES)]
-    if job.ops_before != job.ops_after:
-        lines += ["", "nodes before and after", *show.count_lines(job.ops_before, job.ops_after)]
-    if report.sites:
-        lines += ["", "worst folded layers, measured on the original's own activations"]
+    blocks: list[Block] = [report.summary_line(), "", _before_and_after(job, source, target), ""]
+    blocks += show.plan_blocks(model, job.plan, verbose=verbose)
+    if verbose:
+        blocks += ["", *show.count_blocks(job.ops_before, job.ops_after)]
+        blocks += ["", *report.blocks()[2:]] if report.outputs else []
     elif report.sites_note:
-        lines.append("")
-    lines += show.site_lines(report, SITES)
-    lines += ["", report.summary_line()]
+        blocks += ["", f"note: {report.sites_note}"]
     if target is None:
-        lines.append("nothing was written")
+        blocks += ["", "nothing was written"]
     else:
-        sizes = f"{show.size(source.bytes)} -> {show.size(target.bytes)}"
-        files = " and ".join((str(output), *target.data_files))
-        lines.append(f"wrote {files} ({sizes}) in {timings_s['total']:.2f} s")
+        blocks += ["", f"wrote {' and '.join((str(output), *target.data_files))} in {timings_s['total']:.2f} s"]
         if target.data_files:
-            lines.append("the model needs its data file beside it, under that name: copy both")
-    say(lines)
+            blocks.append("the model needs its data file beside it, under that name: copy both")
+    say_blocks(blocks, report.verdict)
+
+
+def _before_and_after(job: Job, source: "FileInfo", target: "FileInfo | None") -> Table:
+    plan = job.plan
+    rows = [
+        ("", "before", "after"),
+        ("BatchNorms", str(plan.batch_norms), str(plan.batch_norms_left)),
+        ("nodes", str(sum(job.ops_before.values())), str(sum(job.ops_after.values()))),
+        ("parameters", *(f"{count:,}" for count in job.parameters)),
+    ]
+    if plan.merges:
+        adds = (sum(merge.multiply_adds_before for merge in plan.merges), sum(m.multiply_adds for m in plan.merges))
+        rows.append(("multiply-adds of merged layers, per position", *(f"{count:,}" for count in adds)))
+    if target is not None:
+        rows.append(("size", size(source.bytes), size(target.bytes)))
+    return rows

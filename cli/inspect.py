@@ -10,7 +10,7 @@ from .shared import options
 from .shared.compare import Verification
 from .shared.models import CodeOptions, kind_of
 from .shared.modules import build, stdout_kept
-from .shared.terminal import say, say_json
+from .shared.terminal import say_blocks, say_json
 
 if TYPE_CHECKING:
     from bnfold.planning.plan import Plan
@@ -42,6 +42,7 @@ def inspect(
     inputs: options.Inputs = None,
     value_ranges: options.ValueRange = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """List every BatchNorm of a model: where it can be folded, or why it cannot."""
     from bnfold.report import Report, Verdict, plan_entries
@@ -64,20 +65,8 @@ def inspect(
             assumptions=plan.assumptions,
         )
         say_json(report.to_json())
-    else:
-        lines = [f"{model}: {show.headline(plan).replace('folded', 'can be folded')}"]
-        if plan.folds:
-            lines += ["", "can be folded", *show.fold_lines(plan.folds, None)]
-        if plan.merges:
-            headline = show.merge_headline(plan).replace("merged", "can be merged")
-            lines += ["", headline, *show.merge_lines(plan.merges, None)]
-        if plan.apart:
-            lines += ["", "branches that stay", *show.apart_lines(plan.apart, None)]
-        if plan.left:
-            lines += ["", "stay", *show.left_lines(plan.left, None)]
-        if plan.assumptions:
-            lines += ["", "assumed", *show.assumption_lines(plan.assumptions, None)]
-        say(lines)
+    elif not quiet:
+        say_blocks(show.plan_blocks(model, plan, verbose=True, done=False))
     failed = {None: 0, FailOn.FOLDABLE: plan.batch_norms_folded, FailOn.ANY: plan.batch_norms}[fail_on]
     if failed:
         raise typer.Exit(1)

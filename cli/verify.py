@@ -1,6 +1,5 @@
 """`bnfold verify`: compare two models, whoever made them."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +9,7 @@ from .shared.compare import Verification, compare
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import pair_of
-from .shared.terminal import say, say_json
+from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
     from bnfold.report import Report
@@ -45,6 +44,7 @@ def verify(
     tf32: options.Tf32 = False,
     timeout: options.Timeout = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Run two models on the same data, with graph optimisations off, and say whether their outputs match.
 
@@ -55,16 +55,10 @@ def verify(
         report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
     if as_json:
         say_json(report.to_json())
-    else:
-        from .shared import show
-
-        sites, outputs = show.site_lines(report), show.output_lines(report)
-        lines = [*sites, *([""] if sites and outputs else []), *outputs]
-        if report.as_deployed:
-            lines += ["", "as deployed, with TF32", *show.output_lines(replace(report, outputs=report.as_deployed)), ""]
-        elif tf32:
-            lines += ["note: nothing was run with TF32, which takes a CUDA device"]
-        say([*lines, report.summary_line()])
+    elif not quiet:
+        say_blocks(report.blocks(), report.verdict)
+    elif report.verdict != "pass":
+        tell(f"error: {report.summary_line()}")
     if report.verdict != "pass":
         raise typer.Exit(1)
 

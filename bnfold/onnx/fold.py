@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Graph
 from bnfold.onnx.edit.apply import apply
+from bnfold.onnx.edit.leftover import written_as
 from bnfold.onnx.edit.repair import repair as mend
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.functions import inline_weight_arguments
 from bnfold.onnx.lift.lift import lift
 from bnfold.onnx.proto.names import count_ops
+from bnfold.onnx.proto.walk import count_parameters
 from bnfold.planning import planner
+from bnfold.planning.leftover import form_of
 from bnfold.planning.plan import Leftover, Plan
 
 
@@ -26,6 +29,7 @@ class FoldedOnnx:
         changed: Whether anything was.
         ops_before: How many nodes of each operator the original has.
         ops_after: How many the folded model has.
+        parameters: How many floating-point numbers the original and the folded model store.
     """
 
     model: OnnxModel
@@ -33,6 +37,7 @@ class FoldedOnnx:
     changed: bool
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    parameters: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def fold_onnx(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
 
 def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     """Folds a copy of a model that is known to be valid; see `fold_onnx`."""
-    ops = count_ops(model.proto)
+    ops, parameters = count_ops(model.proto), count_parameters(model.proto)
     mended = model
     if options.repair:
         mended = model.copy()
@@ -93,9 +98,10 @@ def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     working = mended.copy() if working is mended else working
     graph, compose = _lifted(working), options.leftover is not Leftover.KEEP
     plan = planner.plan(graph, skip=options.skip, only=options.only, compose=compose, merge=options.merge)
-    if apply(working, plan, options.leftover):
-        return FoldedOnnx(working, plan, True, ops, count_ops(working.proto))
-    return FoldedOnnx(mended, plan, mended is not model, ops, ops)
+    if not apply(working, plan, options.leftover):
+        return FoldedOnnx(mended, plan, mended is not model, ops, ops, (parameters, parameters))
+    plan = plan.with_leftovers_as(lambda node, affine: written_as(form_of(options.leftover, node, plan), node, affine))
+    return FoldedOnnx(working, plan, True, ops, count_ops(working.proto), (parameters, count_parameters(working.proto)))
 
 
 def _lifted(model: OnnxModel) -> Graph:

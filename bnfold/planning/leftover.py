@@ -36,6 +36,14 @@ def form_of(form: Leftover, node: AffineNode, plan: Plan) -> Leftover:
     return Leftover.MUL_ADD if form is Leftover.CONV and node not in plan.never_empty else form
 
 
+def mul_add_parts(scale: Array, shift: Array) -> tuple[tuple[str, Array], ...]:
+    """The operations that an affine takes without a convolution, with their constants: Mul, Add or both."""
+    parts = [("Mul", scale)] if (scale != 1).any() or not shift.any() else []
+    if shift.any():
+        parts.append(("Add", shift))
+    return tuple(parts)
+
+
 def wants_convolution(form: Leftover, node: AffineNode) -> bool:
     """Whether it is to be a convolution, where there is one; spelled-out affines remain Mul and Add."""
     return form is Leftover.CONV and node.kind is not Kind.AFFINE

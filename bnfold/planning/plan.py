@@ -1,13 +1,16 @@
 """What is to be done to a model: the result of the search, carried out by a front-end, shown by reports."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.graph import AffineNode, Kind, MapNode, Node, Value
 from bnfold.reasons import StopCode
+from bnfold.tables import Block, as_html, as_text, plural
+
+_SHOWN_NAMES = 6
 
 
 class Leftover(StrEnum):
@@ -45,6 +48,12 @@ class Fold:
     direction: Direction
     path: tuple[str, ...]
     targets: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Where it went, past what, and on which side: `bn -> relu -> conv (output)`."""
+        sides = {Direction.BACKWARD: "output", Direction.FORWARD: "input", Direction.BOTH: "scale back, shift forward"}
+        path = self.path if len(self.path) <= _SHOWN_NAMES else (_few(self.path),)
+        return " -> ".join([*self.nodes, *path, f"{_few(self.targets)} ({sides[self.direction]})"])
 
 
 class MergeKind(StrEnum):
@@ -88,6 +97,16 @@ class Merge:
     parameters: int
     batch_norms: int
 
+    def __str__(self) -> str:
+        """What became what, and the multiply-adds and parameters before and after."""
+        joint = " then " if self.kind is MergeKind.CHAIN else " + "
+        kernels = joint.join(map(_kernel, self.kernels))
+        return (
+            f"{_few(self.nodes) or 'the identity'} -> {self.target}  ({kernels} -> {_kernel(self.kernel)};"
+            f" {self.multiply_adds_before} -> {self.multiply_adds} multiply-adds,"
+            f" {self.parameters_before} -> {self.parameters} parameters)"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Apart:
@@ -103,6 +122,10 @@ class Apart:
     code: StopCode
     reason: str
 
+    def __str__(self) -> str:
+        """Which, and why."""
+        return f"{', '.join(self.nodes)}  [{self.code}]  {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -114,6 +137,7 @@ class Left:
         code: The reason, stable, for programs.
         reason: The reason, a sentence, for people.
         batch_norms: How many of the nodes are batch norms; spelled-out affines may be composed into one.
+        written: What it was written as, such as "a 1x1 depthwise Conv"; "" where it stays as it is.
     """
 
     nodes: tuple[str, ...]
@@ -121,6 +145,12 @@ class Left:
     code: StopCode
     reason: str
     batch_norms: int
+    written: str = ""
+
+    def __str__(self) -> str:
+        """Which, why, and what it became."""
+        written = f"; written as {self.written}" if self.written else ""
+        return f"{' + '.join(self.nodes)}  [{self.code}]  {self.reason}{written}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +203,7 @@ class Junction:
     after: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What becomes of every affine of a model.
 
@@ -219,3 +249,62 @@ class Plan:
     def batch_norms_left(self) -> int:
         """How many of them stay."""
         return sum(left.batch_norms for left in self.left)
+
+    def with_leftovers_as(self, form: Callable[[AffineNode, Affine], str]) -> "Plan":
+        """The plan, with what each affine that stays is written as.
+
+        Args:
+            form: Says what a node is written as; "" where it stays as it is.
+        """
+        forms = {node.name: form(node, affine) for node, affine in self.leftovers.items()}
+        left = (replace(entry, written=forms.get(entry.nodes[-1], "")) for entry in self.left)
+        return replace(self, left=tuple(left))
+
+    def headline(self) -> str:
+        """How many batch norms there are, and what becomes of them."""
+        affines = sum(fold.kind is Kind.AFFINE for fold in self.folds)
+        more = f", and {plural(affines, 'spelled-out affine')} folded" if affines else ""
+        if self.batch_norms == 0:
+            return f"no BatchNorm in this model{more or ', nothing to fold'}"
+        total = plural(self.batch_norms, "BatchNorm")
+        if self.batch_norms_left == 0:
+            return f"{total}: all folded{more}"
+        return f"{total}: {self.batch_norms_folded} folded, {self.batch_norms_left} left{more}"
+
+    def merge_headline(self) -> str:
+        """How many branches became how many layers, and what that saves."""
+        before = sum(merge.multiply_adds_before for merge in self.merges)
+        after = sum(merge.multiply_adds for merge in self.merges)
+        layers = plural(sum(len(merge.nodes) for merge in self.merges), "layer")
+        targets = len({merge.target for merge in self.merges})
+        return f"{layers} merged into {targets}, {before - after} of {before} multiply-adds per output position less"
+
+    def summary(self) -> str:
+        """Several lines: how many batch norms go, what is merged, and what stays with the reason."""
+        return as_text(self.blocks())
+
+    def blocks(self) -> list[Block]:
+        """The lines of `summary`, with its tables as tables."""
+        blocks: list[Block] = [self.headline()]
+        blocks += [self.merge_headline()] if self.merges else []
+        if self.left:
+            rows = [
+                (" + ".join(entry.nodes), entry.code.value, entry.written or "-", entry.reason) for entry in self.left
+            ]
+            blocks += ["", [("left", "code", "written as", "reason"), *rows]]
+        return blocks
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.headline()}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.blocks())
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
+
+
+def _kernel(kernel: Sequence[int]) -> str:
+    return "x".join(map(str, kernel)) or "1"

@@ -26,7 +26,13 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
         for fold in plan.folds
     )
     left = tuple(
-        PlanEntry(nodes=entry.nodes, kind=entry.kind.value, code=entry.code.value, reason=entry.reason)
+        PlanEntry(
+            nodes=entry.nodes,
+            kind=entry.kind.value,
+            code=entry.code.value,
+            reason=entry.reason,
+            written=entry.written or None,
+        )
         for entry in plan.left
     )
     return folds, left
@@ -43,6 +49,7 @@ def complete(
         source: The file that was read, or what stands for it where the model is code.
         written: The file that was written, None if none was.
         timings_s: Durations in seconds, added to those of the verification.
+        nbytes: The size of a file with its external data.
     """
     folds, left = plan_entries(plan)
     return replace(

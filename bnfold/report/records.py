@@ -194,6 +194,7 @@ class PlanEntry:
         targets: Names of the nodes that absorbed it.
         direction: "output" or "input", the side of the targets, or "both": the scale on the output of some, the shift
             on the input of others; None for what was left.
+        written: What was left was written as, such as "a 1x1 depthwise Conv"; None where it stays as it is.
     """
 
     nodes: tuple[str, ...]
@@ -202,6 +203,7 @@ class PlanEntry:
     reason: str | None = None
     targets: tuple[str, ...] = ()
     direction: str | None = None
+    written: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from bnfold.report.records import (
     Verdict,
     VerifyConfig,
 )
+from bnfold.report.wording import output_table, site_blocks
+from bnfold.tables import Block, as_html, as_text
 from bnfold.version import __version__
 
 SCHEMA = "bnfold.report/1"
@@ -28,7 +30,7 @@ _PACKAGES = ("ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxruntim
 _DEVICE_NAMES = {"cpu": "CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
     """What one run found.
 
@@ -115,6 +117,26 @@ class Report:
         if self.verdict is Verdict.PASS and not self.reason:
             return f"pass: outputs match on {where}, {', '.join(facts)}"
         return f"{self.verdict}: {self.reason}; on {where}, {', '.join(facts)}"
+
+    def summary(self) -> str:
+        """Several lines: the verdict, and tables of the outputs and of the worst folded layers."""
+        return as_text(self.blocks())
+
+    def blocks(self) -> list[Block]:
+        """The lines of `summary`, with its tables as tables."""
+        blocks: list[Block] = [self.summary_line()]
+        if self.outputs:
+            blocks += ["", output_table(self.outputs)]
+        if self.as_deployed:
+            blocks += ["", "as deployed, with TF32", output_table(self.as_deployed)]
+        sites = site_blocks(self.sites, self.sites_note)
+        return [*blocks, "", *sites] if sites else blocks
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.summary_line()}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.blocks())
 
     def _figures(self, config: VerifyConfig) -> list[str]:
         figures = [] if self.exact is None else [self.exact.summary()]

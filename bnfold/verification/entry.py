@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from bnfold.errors import UsageError
 from bnfold.input_spec import Array, Shapes
 from bnfold.model_kind import is_torch
+from bnfold.progress import Progress
 from bnfold.report.report import Report
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.onnx.verifier import verify as verify_onnx
@@ -38,6 +39,7 @@ def verify(
     atol: float | None = None,
     tf32: bool = False,
     timeout_s: float = RUN_LIMIT_S,
+    progress: Progress | None = None,
 ) -> Report:
     """Compare a folded model with its original, by running both, with the runtime's own optimisations off.
 
@@ -67,6 +69,7 @@ def verify(
         tf32: Run the folded model once more as it will be deployed, with TF32, and report that beside the verdict;
             needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
+        progress: Told, in words, what is being done.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -97,6 +100,7 @@ def verify(
             atol=atol,
             tf32=tf32,
             timeout_s=timeout_s,
+            progress=progress,
         )
     if is_torch(folded):
         raise UsageError("the original is an ONNX model, but the folded one is not", hint="Give the PyTorch original.")
@@ -115,4 +119,5 @@ def verify(
         atol=atol,
         tf32=tf32,
         timeout_s=timeout_s,
+        progress=progress,
     )

@@ -73,6 +73,7 @@ class Job:
         plan: What was folded and left.
         ops_before: Nodes by operator, before.
         ops_after: Nodes by operator, after.
+        parameters: How many numbers are stored, before and after.
         is_copy: Whether what is written equals what was read, so that there is nothing to verify.
         source: The file that was read, or what a report says of a module.
         stage: Writes the result beside a destination.
@@ -83,6 +84,7 @@ class Job:
     plan: "Plan"
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    parameters: tuple[int, int]
     is_copy: bool
     source: "Path | FileInfo"
     stage: "Callable[[Path], AbstractContextManager[Staged]]"
@@ -251,6 +253,7 @@ def _fold_to_onnx(
         plan,
         first.ops_before,
         first.ops_after,
+        (first.parameters[0], second.parameters[1]),
         is_copy=False,
         source=source,
         stage=lambda destination: second.staged(destination, force=options.force),
@@ -301,6 +304,7 @@ def _job(
         result.plan,
         result.ops_before,
         result.ops_after,
+        result.parameters,
         is_copy,
         source,
         lambda destination: result.staged(destination, force=options.force),

@@ -7,6 +7,8 @@ import typer
 
 INPUTS_PANEL = "Verification"
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (bnfold.report/1) and nothing else.")]
 Input = Annotated[
     list[str] | None,

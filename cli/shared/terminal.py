@@ -13,9 +13,11 @@ import typer
 
 from bnfold.errors import OutputError
 from bnfold.printable import printable, printable_json
+from bnfold.tables import Block, as_text
 
 _CLOSED_PIPE_EXIT_CODE = 141  # what a shell shows of a program that the closing of its pipe has ended
 _DESCRIPTORS = (0, 1, 2)
+_COLOURS = {"pass": typer.colors.GREEN, "fail": typer.colors.RED}
 
 
 def say(lines: Iterable[str]) -> None:
@@ -25,6 +27,14 @@ def say(lines: Iterable[str]) -> None:
         OutputError: They cannot be printed.
     """
     _print("\n".join(map(printable, lines)))
+
+
+def say_blocks(blocks: Iterable[Block], verdict: str = "") -> None:
+    """Prints lines and tables to stdout, the first line in the colour of a verdict; see `say`."""
+    first, _, rest = as_text(blocks).partition("\n")
+    if verdict and not os.environ.get("NO_COLOR"):
+        first = typer.style(first, fg=_COLOURS.get(verdict, typer.colors.YELLOW), bold=True)
+    _print(f"{first}\n{rest}" if rest else first)
 
 
 def say_json(document: str) -> None:

@@ -50,7 +50,7 @@ def test_fold_writes_a_verified_file(run, tmp_path):
     code, out, err = run("fold", SAMPLE, "-o", tmp_path / "folded.onnx")
     assert code == 0
     assert "14 BatchNorms: all folded" in out
-    assert "BatchNormalization      14 -> 0" in out
+    assert "BatchNorms  14        0\n" in out
     assert "pass: outputs match on CPU (CPUExecutionProvider, TF32 off), 4 samples" in out
     assert err == ""
     folded = onnx.load(tmp_path / "folded.onnx")
@@ -153,7 +153,7 @@ def test_a_wrong_result_is_not_written(run, tmp_path, monkeypatch):
     (tmp_path / "out.onnx").write_bytes(b"what was there")
     code, out, _ = run("fold", SAMPLE, "-o", tmp_path / "out.onnx")
     assert code == 1
-    assert "\nfail: " in out
+    assert out.startswith("fail: ")
     assert "nothing was written" in out
     assert (tmp_path / "out.onnx").read_bytes() == b"what was there"
     assert files(tmp_path) == ["out.onnx"]
@@ -254,7 +254,7 @@ def test_verify_two_files(run, tmp_path):
     onnx.save(other, tmp_path / "wrong.onnx")
     code, out, _ = run("verify", SAMPLE, tmp_path / "wrong.onnx")
     assert code == 1
-    assert "\nfail: " in out
+    assert out.startswith("fail: ")
 
 
 def test_help_imports_neither_torch_nor_onnxruntime():

@@ -15,7 +15,7 @@ FULL = 13  # files, beside the one that says what the room is for
 
 BASE = {
     *("errors", "version", "memory", "model_kind", "printable", "reasons"),
-    *("source_file", "input_spec", "extras"),
+    *("source_file", "input_spec", "extras", "tables", "progress"),
 }
 """What anybody may import: these import nothing of the package but each other."""
 

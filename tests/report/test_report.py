@@ -101,6 +101,7 @@ def test_plan_and_files_are_told():
             "reason": None,
             "targets": ["conv1"],
             "direction": "output",
+            "written": None,
         }
     ]
     assert document["left"][0]["reason"] == "nothing takes it"

@@ -13,7 +13,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import Array
 from bnfold.graph import AffineNode
 from bnfold.onnx.proto.names import FreshNames, label
-from bnfold.planning.leftover import stored, wants_convolution
+from bnfold.planning.leftover import mul_add_parts, stored, wants_convolution
 from bnfold.planning.plan import Leftover
 
 _CONV_DTYPES = ("float32", "float16")
@@ -43,9 +43,23 @@ def leftover_nodes(
     scale, shift = numbers
     base = names.fresh(f"{label(original)}_affine")
     ends = (node.inputs[0].name, node.outputs[0].name)
-    if wants_convolution(form, node) and 3 <= affine.rank <= 5 and node.inputs[0].dtype in _CONV_DTYPES:
+    if _is_convolution(form, node, affine):
         return _depthwise_conv(base, scale, shift, ends, names)
     return _mul_add(base, scale, shift, ends, names)
+
+
+def written_as(form: Leftover, node: AffineNode, affine: Affine) -> str:
+    """What `leftover_nodes` writes, in words; "" if the node stays as it is."""
+    numbers = stored(form, node, affine)
+    if numbers is None:
+        return ""
+    if _is_convolution(form, node, affine):
+        return "a 1x1 depthwise Conv"
+    return " and ".join(op_type for op_type, _ in mul_add_parts(*numbers))
+
+
+def _is_convolution(form: Leftover, node: AffineNode, affine: Affine) -> bool:
+    return wants_convolution(form, node) and 3 <= affine.rank <= 5 and node.inputs[0].dtype in _CONV_DTYPES
 
 
 Written = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
@@ -62,9 +76,7 @@ def _depthwise_conv(base: str, scale: Array, shift: Array, ends: tuple[str, str]
 
 
 def _mul_add(base: str, scale: Array, shift: Array, ends: tuple[str, str], names: FreshNames) -> Written:
-    parts = [("Mul", scale)] if (scale != 1).any() or not shift.any() else []
-    if shift.any():
-        parts.append(("Add", shift))
+    parts = mul_add_parts(scale, shift)
     nodes, tensors = [], []
     source = ends[0]
     for op_type, array in parts:

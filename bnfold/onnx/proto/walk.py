@@ -1,8 +1,13 @@
 """Walks over everything in a model, nested graphs and functions included."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import onnx
+
+_FLOATS = frozenset(
+    {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+)
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -18,6 +23,12 @@ def model_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:
         yield from _node_tensors(function.node)
+
+
+def count_parameters(proto: onnx.ModelProto) -> int:
+    """How many floating-point numbers a model stores."""
+    tensors = (tensor for tensor in model_tensors(proto) if tensor.data_type in _FLOATS)
+    return sum(math.prod(tensor.dims) for tensor in tensors)
 
 
 def is_text(proto: onnx.ModelProto) -> bool:

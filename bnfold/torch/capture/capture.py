@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
 from bnfold.torch.capture.descend import Frame, run_example
-from bnfold.torch.capture.example_inputs import DynamicShapes
+from bnfold.torch.capture.example_inputs import DynamicShapes, array_hint
 from bnfold.torch.capture.export import Arguments, Refused, first_line, trace
 
 
@@ -139,7 +139,7 @@ class _Descent:
             return run_example(self._module, self._arguments, path)
         except Exception as error:
             message = f"{type(self._module).__name__} fails with the example inputs: {first_line(error)}"
-            raise UsageError(message) from error
+            raise UsageError(message, hint=array_hint(self._arguments)) from error
 
     def _export(self, path: str, calls: Sequence[Arguments]) -> str | None:
         """Captures a part with every kind of inputs that it was called with, or says why not."""

@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
 
@@ -54,6 +56,9 @@ def split_inputs(example: ExampleInputs) -> Call:
         if len(example) == 2 and isinstance(example[0], tuple | list) and _is_named(example[1]):
             return tuple(example[0]), dict(example[1])
         return tuple(example), {}
+    if isinstance(example, np.ndarray):
+        message = "example_inputs is a numpy array, not a tuple of tensors"
+        raise UsageError(message, hint="Write (torch.from_numpy(array),) for one array.")
     message = f"example_inputs is a {type(example).__name__}"
     raise UsageError(message, hint=_FORMS)
 
@@ -73,6 +78,13 @@ def check_inputs(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[st
     except TypeError as error:
         message = f"the example inputs do not fit {type(module).__name__}.forward{signature}: {error}"
         raise UsageError(message, hint=_FORMS) from error
+
+
+def array_hint(inputs: object) -> str:
+    """What to do about numpy arrays among the inputs of a module that fails with them; "" if there are none."""
+    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(inputs)):
+        return "Some inputs are numpy arrays: give torch.from_numpy(array) instead."
+    return ""
 
 
 def _is_named(example: object) -> TypeGuard[Mapping[str, object]]:

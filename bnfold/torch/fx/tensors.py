@@ -1,5 +1,6 @@
 """Torch tensors as numpy arrays and back, bit for bit: bfloat16 and the 8-bit floats go through `ml_dtypes`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -102,3 +103,8 @@ def to_torch(array: Array, device: torch.device | str = "cpu", *, copy: bool = T
         return torch.from_numpy(contiguous).to(device)
     bits = contiguous.view(_DTYPES[carrier])
     return torch.from_numpy(bits).view(dtype).to(device)
+
+
+def count_parameters(tensors: Iterable[object]) -> int:
+    """How many floating-point numbers tensors hold; what is no tensor is passed over."""
+    return sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.is_floating_point())

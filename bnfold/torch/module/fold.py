@@ -10,6 +10,7 @@ from bnfold.planning.plan import Plan
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, check_inputs, split_examples
 from bnfold.torch.capture.export import ONE_AT_A_TIME
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
+from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.module.apply import apply_module
 from bnfold.torch.module.module_planner import ModulePlanner
 
@@ -24,6 +25,7 @@ class FoldedModule:
         changed: Whether anything was.
         ops_before: How many operators of each kind the example runs.
         ops_after: How many it runs in the folded module.
+        parameters: How many floating-point numbers the original and the folded model store.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class FoldedModule:
     changed: bool
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    parameters: tuple[int, int]
 
 
 def inspect_module(
@@ -75,12 +78,19 @@ def fold_module(
         UnsupportedModelError: It is of a kind that cannot be folded.
     """
     inner = unwrap(module)
+    stored = _stored(inner)
     with ONE_AT_A_TIME, torch.inference_mode(False):
         planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
         folded = planned.folded
         if inplace or folded is None:
             folded = apply_module(inner, planned.edits, inplace=inplace)
-    return FoldedModule(folded, planned.plan, bool(planned.plan.steps), planned.ops_before, planned.ops_after)
+    return FoldedModule(
+        folded, planned.plan, bool(planned.plan.steps), planned.ops_before, planned.ops_after, (stored, _stored(folded))
+    )
+
+
+def _stored(module: nn.Module) -> int:
+    return count_parameters(module.state_dict().values())
 
 
 def _planner(

@@ -46,7 +46,7 @@ def apply_program(program: ExportedProgram, plan: Plan, leftover: Leftover) -> E
         The new program, or None if nothing changes.
     """
     written = {
-        node: leftover_calls(form_of(leftover, node, plan), node, affine, _handle(node))
+        node: leftover_calls(form_of(leftover, node, plan), node, affine, program_handle(node))
         for node, affine in plan.leftovers.items()
     }
     if not plan.steps and not plan.junctions and not any(written.values()):
@@ -74,7 +74,7 @@ class _Work:
 
     def set_weights(self, node: MapNode, folding: Folding) -> None:
         """Gives a linear map its new weight and bias."""
-        handle, name = _handle(node), operator_name(_handle(node).node)
+        handle, name = program_handle(node), operator_name(program_handle(node).node)
         constants = handle.scope.constants
         repeated = repeated_weight(handle.node, constants)
         weight_name = _name_of(node.linear.weight, handle)
@@ -160,7 +160,7 @@ class _Work:
 
     def remove(self, node: AffineNode) -> None:
         """Takes an affine away: what read its output reads its input."""
-        handle = _handle(node)
+        handle = program_handle(node)
         self._editor.remove((handle.node, *handle.chain), self._source(node))
         if not handle.keeps_layout:
             self._editor.let_views_copy(handle.scope.graph)
@@ -168,23 +168,23 @@ class _Work:
     def join(self, junction: Junction) -> None:
         """Takes away what one map or affine stands for now."""
         for node, position in junction.collapsed:
-            handle = _handle(node)
+            handle = program_handle(node)
             source = self._source(node, position)
             # With two maps in a row, what the first computes gets the shape of what the second did.
             source.meta["val"] = handle.last.meta["val"]
             self._editor.remove((handle.node, *handle.chain), source)
         for node, position in junction.bypassed:
-            handle = _handle(node)
+            handle = program_handle(node)
             self._editor.remove((handle.node, *handle.chain), self._source(node, position))
         for value in junction.reshaped:
             if isinstance(value.producer, OpNode) and value.producer.op is Op.ADD:
-                self._editor.infer(_handle(value.producer).last)
+                self._editor.infer(program_handle(value.producer).last)
         for node in reversed(junction.gone):
-            self._editor.remove_idle((_handle(node).node, *_handle(node).chain))
+            self._editor.remove_idle((program_handle(node).node, *program_handle(node).chain))
 
     def rewrite(self, node: AffineNode, calls: tuple[Call, ...]) -> None:
         """Writes an affine as other calls; the last takes over its name."""
-        handle, value = _handle(node), self._source(node)
+        handle, value = program_handle(node), self._source(node)
         last = self._editor.node(handle.last)
         name, path = last.name, f"{handle.module}." if handle.module else ""
         after = last
@@ -197,7 +197,7 @@ class _Work:
     def rename(self, renaming: Renaming) -> None:
         """Gives values that differ now names that the original did not have."""
         for node, value, name in renaming.final(self._editor.fresh_name):
-            found = self._find(_handle(node).scope, value)
+            found = self._find(program_handle(node).scope, value)
             if found is not None:
                 self._editor.rename(self._editor.node(found), name)
 
@@ -207,7 +207,7 @@ class _Work:
 
     def _source(self, node: Node, position: int = 0) -> fx.Node:
         """What computes an input of a node now."""
-        found = self._find(_handle(node).scope, node.inputs[position])
+        found = self._find(program_handle(node).scope, node.inputs[position])
         assert found is not None  # values that are read are called like their nodes
         return self._editor.node(found)
 
@@ -230,7 +230,8 @@ def _name_of(constant: ConstantTensor, handle: Handle) -> str:
     return f"{handle.module}.weight" if handle.module else "weight"
 
 
-def _handle(node: Node) -> Handle:
+def program_handle(node: Node) -> Handle:
+    """Where a lifted node is in its program."""
     if not isinstance(node.handle, Handle):
         message = f"'{node.name}' was not lifted from an ExportedProgram"
         raise TypeError(message)

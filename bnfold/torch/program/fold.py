@@ -8,15 +8,18 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from bnfold.planning import planner
+from bnfold.planning.leftover import form_of
 from bnfold.planning.plan import Leftover, Plan
 from bnfold.torch.fx.graph_copy import attribute
 from bnfold.torch.fx.higher_order import nested_graphs, operands
 from bnfold.torch.fx.nodes import is_batch_norm, is_tuple_item
+from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.lift.linear_maps import map_type
 from bnfold.torch.lift.memory.memory_order import keep_memory_order
 from bnfold.torch.lift.moves.rows import type_name
-from bnfold.torch.program.apply import apply_program
+from bnfold.torch.program.apply import apply_program, program_handle
+from bnfold.torch.program.leftover import written_as
 from bnfold.torch.program.windows import can_have_window
 
 
@@ -30,6 +33,7 @@ class FoldedProgram:
         changed: Whether anything was.
         ops_before: How many calls of each operator the original has, those in nested graphs among them.
         ops_after: How many the folded program has.
+        parameters: How many floating-point numbers the original and the folded model store.
     """
 
     program: ExportedProgram
@@ -37,6 +41,7 @@ class FoldedProgram:
     changed: bool
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    parameters: tuple[int, int]
 
 
 def inspect_program(program: ExportedProgram) -> Plan:
@@ -74,10 +79,17 @@ def fold_program(
     """
     plan = _planned(program, skip, only, compose=leftover is not Leftover.KEEP, merge=merge)
     folded = apply_program(program, plan, leftover)
-    before = count_ops(program)
+    before, stored = count_ops(program), _stored(program)
     if folded is None:
-        return FoldedProgram(program, plan, False, before, before)
-    return FoldedProgram(folded, plan, True, before, count_ops(folded))
+        return FoldedProgram(program, plan, False, before, before, (stored, stored))
+    plan = plan.with_leftovers_as(
+        lambda node, affine: written_as(form_of(leftover, node, plan), node, affine, program_handle(node))
+    )
+    return FoldedProgram(folded, plan, True, before, count_ops(folded), (stored, _stored(folded)))
+
+
+def _stored(program: ExportedProgram) -> int:
+    return count_parameters([*program.state_dict.values(), *program.constants.values()])
 
 
 def _planned(

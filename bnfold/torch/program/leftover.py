@@ -14,7 +14,7 @@ from torch import fx
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import Array
 from bnfold.graph import AffineNode
-from bnfold.planning.leftover import stored, wants_convolution
+from bnfold.planning.leftover import mul_add_parts, stored, wants_convolution
 from bnfold.planning.plan import Leftover
 from bnfold.torch.fx.nodes import operator_name
 from bnfold.torch.lift.provenance import Handle, Scope
@@ -57,10 +57,23 @@ def leftover_calls(form: Leftover, node: AffineNode, affine: Affine, handle: Han
     if numbers is None:
         return None
     scale, shift = numbers
-    as_convolution = wants_convolution(form, node) and affine.rank in _CONVOLUTIONS
-    if as_convolution and not _runs_in_autocast(handle.scope):
+    if _is_convolution(form, node, affine, handle):
         return (_depthwise_convolution(scale, shift, decomposed=operator_name(handle.node) != "batch_norm"),)
     return _mul_add(scale, shift)
+
+
+def written_as(form: Leftover, node: AffineNode, affine: Affine, handle: Handle) -> str:
+    """What `leftover_calls` writes, in words; "" if the node stays as it is."""
+    numbers = stored(form, node, affine)
+    if numbers is None:
+        return ""
+    if _is_convolution(form, node, affine, handle):
+        return "a 1x1 depthwise convolution"
+    return " and ".join(op_type.lower() for op_type, _ in mul_add_parts(*numbers))
+
+
+def _is_convolution(form: Leftover, node: AffineNode, affine: Affine, handle: Handle) -> bool:
+    return wants_convolution(form, node) and affine.rank in _CONVOLUTIONS and not _runs_in_autocast(handle.scope)
 
 
 def _depthwise_convolution(scale: Array, shift: Array, *, decomposed: bool) -> Call:
@@ -80,11 +93,11 @@ def _depthwise_convolution(scale: Array, shift: Array, *, decomposed: bool) -> C
 
 
 def _mul_add(scale: Array, shift: Array) -> tuple[Call, ...]:
+    forms = {"Mul": (torch.ops.aten.mul.Tensor, "scale"), "Add": (torch.ops.aten.add.Tensor, "shift")}
     calls = []
-    if (scale != 1).any() or not shift.any():
-        calls.append(Call(torch.ops.aten.mul.Tensor, (("scale", _short(scale)),), _both))
-    if shift.any():
-        calls.append(Call(torch.ops.aten.add.Tensor, (("shift", _short(shift)),), _both))
+    for op_type, array in mul_add_parts(scale, shift):
+        target, name = forms[op_type]
+        calls.append(Call(target, ((name, _short(array)),), _both))
     return tuple(calls)
 
 

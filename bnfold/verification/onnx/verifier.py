@@ -11,6 +11,7 @@ from bnfold.input_spec import Array, Shapes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.proto.normalise import normalise
+from bnfold.progress import Progress
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
@@ -48,6 +49,7 @@ class _Task:
     feeds: FeedRequest
     tolerances: Tolerances | None
     tf32: bool
+    progress: Progress | None
 
 
 def verify(
@@ -64,6 +66,7 @@ def verify(
     atol: float | None = None,
     tf32: bool = False,
     timeout_s: float = RUN_LIMIT_S,
+    progress: Progress | None = None,
 ) -> Report:
     """Compare a folded ONNX model with its original, by running both with graph optimisations off.
 
@@ -87,6 +90,7 @@ def verify(
         tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
             report that beside the verdict; needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
+        progress: Told, in words, what is being done.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -106,6 +110,7 @@ def verify(
         FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
         Tolerances.of(rtol, atol),
         tf32,
+        progress,
     )
     limit_s = check_limit(timeout_s)
     if task.device is DeviceRequest.CPU:
@@ -130,7 +135,7 @@ def verify(
 def _verify_on(
     device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
 ) -> Report:
-    clock = Clock()
+    clock = Clock(task.progress)
     with clock.measure("total"):
         report = _compare_models(device, deployed_on or device, task, clock, fell_back)
     return replace(report, timings_s=clock.timings_s)

@@ -9,10 +9,11 @@ from typing import TypeAlias, cast
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
 from bnfold.input_spec import Shapes
 from bnfold.model_kind import is_torch
+from bnfold.progress import Progress
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
-from bnfold.torch.capture.example_inputs import ExampleInputs
+from bnfold.torch.capture.example_inputs import ExampleInputs, array_hint
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.judging.comparing import (
     Compared,
@@ -37,6 +38,8 @@ from bnfold.verification.torch.run.samples import Given, SampleRequest, make_sam
 from bnfold.verification.torch.run.subject import RunError, Runner, Subject, TorchLike, check_modes
 from bnfold.verification.torch.sites.measure import measure_sites
 
+_CHECK_INPUTS = "Check the shapes, element types and values of the inputs."
+
 AnyModel: TypeAlias = TorchLike | ModelLike
 
 
@@ -52,6 +55,7 @@ class _Task:
         samples: What was said about inputs.
         tolerances: What the caller accepts, or None.
         tf32: Whether a run as deployed was asked for.
+        progress: Told what is being done.
     """
 
     device: DeviceRequest
@@ -61,6 +65,7 @@ class _Task:
     samples: SampleRequest
     tolerances: Tolerances | None
     tf32: bool
+    progress: Progress | None
 
     @property
     def folded_label(self) -> str:
@@ -83,6 +88,7 @@ def verify_torch(
     atol: float | None,
     tf32: bool,
     timeout_s: float,
+    progress: Progress | None,
 ) -> Report:
     """Compare a folded model with its PyTorch original; see `bnfold.verification.verify` for the arguments.
 
@@ -104,6 +110,7 @@ def verify_torch(
         SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges),
         Tolerances.of(rtol, atol),
         tf32,
+        progress,
     )
     if task.folded is not None:
         check_modes(task.original, task.folded)
@@ -111,7 +118,7 @@ def verify_torch(
     used, onnx_device, fell_back = _devices(task)
     used = replace(used, run_limit_s=limit_s)
     onnx_device = onnx_device and replace(onnx_device, run_limit_s=limit_s)
-    clock = Clock()
+    clock = Clock(task.progress)
     with clock.measure("total"):
         report = _compare(task, used, onnx_device, fell_back, clock)
     return replace(report, timings_s=clock.timings_s)
@@ -150,7 +157,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
     except RunError as error:
         raise VerificationError(
             f"{task.original.label} does not run, so nothing can be compared with it: {error}",
-            hint="Check the shapes, element types and values of the inputs.",
+            hint=array_hint(samples[0].leaves) or _CHECK_INPUTS,
         ) from error
     del runner
     if placement.heavy_elsewhere:
