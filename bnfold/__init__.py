@@ -15,7 +15,7 @@ from bnfold.errors import (
 from bnfold.version import __version__
 
 if TYPE_CHECKING:
-    from bnfold.api import FoldResult, fold, inspect
+    from bnfold.api import FoldResult, fold, inspect, load_folded
     from bnfold.latency import Timing, benchmark
     from bnfold.planning.plan import Fold, Left, Plan
     from bnfold.report import Report, Verdict
@@ -42,6 +42,7 @@ __all__ = [
     "benchmark",
     "fold",
     "inspect",
+    "load_folded",
     "verify",
 ]
 
@@ -57,6 +58,7 @@ _HOMES = {
     "benchmark": "bnfold.latency",
     "fold": "bnfold.api",
     "inspect": "bnfold.api",
+    "load_folded": "bnfold.api",
     "verify": "bnfold.verification",
 }
 

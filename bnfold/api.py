@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
 from bnfold import checking
-from bnfold.errors import UsageError, VerificationError
+from bnfold.errors import ModelLoadError, UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
 from bnfold.progress import telling
 from bnfold.tables import Block, as_html, as_text
@@ -313,12 +313,15 @@ def _fold(
     inplace: bool,
 ) -> "FoldResult[object]":
     if is_module(model):
+        from bnfold.torch.capture.example_inputs import split_examples
+        from bnfold.torch.file.folded_state import metadata_of
         from bnfold.torch.file.save import stage_module
         from bnfold.torch.module.fold import fold_module
 
         if example_inputs is None:
             raise _no_example(model)
         module = fold_module(model, example_inputs, dynamic_shapes, skip=skip, only=only, inplace=inplace)
+        metadata = metadata_of(type(model).__name__, asdict(module.restructuring), module.plan.to_dict())
         return FoldResult(
             module.plan,
             module.changed,
@@ -326,10 +329,10 @@ def _fold(
             module.ops_after,
             module.parameters,
             lambda: module.module,
-            lambda path, force: stage_module(module.module, path, force=force),
+            lambda path, force: stage_module(module.module, path, force=force, metadata=metadata),
             lambda: checking.module(model, example_inputs, dynamic_shapes, module, skip, only, inplace=inplace),
             lambda result, options: checking.verified(
-                None if inplace else model, result, {"example_inputs": example_inputs, **options}
+                None if inplace else model, result, {"example_inputs": split_examples(example_inputs)[0], **options}
             ),
         )
     if example_inputs is not None or dynamic_shapes is not None or inplace:
@@ -410,6 +413,43 @@ def inspect(
     from bnfold.onnx.fold import inspect_onnx
 
     return inspect_onnx(_opened(model))
+
+
+def load_folded(module: ModuleT, path: "str | os.PathLike[str]") -> ModuleT:
+    """Loads the state dict of a folded module into a fresh one, which is made like it first.
+
+    Args:
+        module: The module as its code makes it, of the class and with the arguments of the one that was folded; changed
+            in place.
+        path: The .safetensors file that `FoldResult.save` or `bnfold fold` wrote.
+
+    Returns:
+        The module, in evaluation mode; without what DataParallel or torch.compile put around it.
+
+    Raises:
+        ModelLoadError: The file is missing, damaged, or not of a folded module, or it is of another one, with the
+            difference; the module is as it was.
+        DeviceError: PyTorch or safetensors is not installed.
+    """
+    from bnfold.torch.capture.wrappers import unwrap
+    from bnfold.torch.file.folded_state import read_folded
+    from bnfold.torch.module.shaping import Restructuring, restructure
+
+    document, state = read_folded(path)
+    inner = unwrap(module)
+    try:
+        changes = Restructuring.of(cast("Mapping[str, object]", document["structure"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelLoadError(f"{path} has metadata that cannot be read", hint="Fold the module again.") from error
+    try:
+        folded = restructure(inner, changes, state)
+    except ModelLoadError as error:
+        raise ModelLoadError(
+            f"{path} does not fit this {type(inner).__name__}: {error}",
+            hint=f"It is of a {document['class']}, folded by bnfold {document['version']}: build that, with the same"
+            " arguments.",
+        ) from error
+    return cast("ModuleT", folded.eval())
 
 
 def _leftover(text: str) -> "Leftover":

@@ -260,6 +260,13 @@ class Plan:
         left = (replace(entry, written=forms.get(entry.nodes[-1], "")) for entry in self.left)
         return replace(self, left=tuple(left))
 
+    def to_dict(self) -> dict[str, object]:
+        """What was folded and what was left, as JSON can hold it."""
+        return {
+            "folds": [{"nodes": list(fold.nodes), "targets": list(fold.targets)} for fold in self.folds],
+            "left": [{"nodes": list(left.nodes), "code": left.code.value, "reason": left.reason} for left in self.left],
+        }
+
     def headline(self) -> str:
         """How many batch norms there are, and what becomes of them."""
         affines = sum(fold.kind is Kind.AFFINE for fold in self.folds)

@@ -77,6 +77,7 @@ def stage_module(
     path: str | os.PathLike[str],
     *,
     force: bool = False,  # noqa: ARG001 - like `stage_program`; no file is known here that the module was read from
+    metadata: Mapping[str, str] | None = None,
 ) -> "AbstractContextManager[Staged]":
     """Writes the state dict of a module into a private folder beside its destination.
 
@@ -84,6 +85,7 @@ def stage_module(
         module: The module.
         path: A .safetensors or .pt file in an existing folder. A link is followed, a file replaced.
         force: Without effect.
+        metadata: What goes into the header of a .safetensors file.
 
     Returns:
         A context manager that gives a `bnfold.api.Staged`.
@@ -94,7 +96,7 @@ def stage_module(
     destination = Path(os.path.realpath(path))
     hint = "For .pt2 and .onnx, fold what torch.export.export makes of the module."
     require_writable(destination, STATE_SUFFIXES, "the state dict of a module", hint=hint)
-    return _stage_state(dict(module.state_dict()), destination)
+    return _stage_state(dict(module.state_dict()), destination, metadata or {})
 
 
 def stage_program(
@@ -127,14 +129,14 @@ def stage_program(
         return stage_onnx(program, destination, force=force)
     if suffix == ".pt2":
         return _staged(destination, lambda target: _write_program(program, target), _check_program)
-    return _stage_state(dict(program.state_dict), destination)
+    return _stage_state(dict(program.state_dict), destination, {})
 
 
-def _stage_state(state: _State, destination: Path) -> "AbstractContextManager[Staged]":
+def _stage_state(state: _State, destination: Path, metadata: Mapping[str, str]) -> "AbstractContextManager[Staged]":
     is_safetensors = destination.suffix.lower() == ".safetensors"
     if is_safetensors:
         tensors = _separate(state, destination)
-        return _staged(destination, lambda target: _write_safetensors(tensors, target), _same_as(tensors))
+        return _staged(destination, lambda target: _write_safetensors(tensors, target, metadata), _same_as(tensors))
     return _staged(destination, lambda target: torch.save(state, target), _same_as(state))
 
 
@@ -160,14 +162,14 @@ def _separate(state: Mapping[str, object], destination: Path) -> dict[str, torch
     return tensors
 
 
-def _write_safetensors(tensors: dict[str, torch.Tensor], target: Path) -> None:
+def _write_safetensors(tensors: dict[str, torch.Tensor], target: Path, metadata: Mapping[str, str]) -> None:
     require("safetensors", "a .safetensors file")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     mode = target.stat().st_mode
     try:
-        save_file(tensors, target, metadata={"format": "pt"})
+        save_file(tensors, target, metadata={"format": "pt", **metadata})
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         message = f"{target.name} cannot hold these tensors: {error}"
         raise OutputError(message, hint="Give a path that ends in .pt.") from error

@@ -13,6 +13,7 @@ from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.module.apply import apply_module
 from bnfold.torch.module.module_planner import ModulePlanner
+from bnfold.torch.module.shaping import Restructuring, restructuring_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,7 @@ class FoldedModule:
         ops_before: How many operators of each kind the example runs.
         ops_after: How many it runs in the folded module.
         parameters: How many floating-point numbers the original and the folded model store.
+        restructuring: What was changed besides numbers.
     """
 
     module: nn.Module
@@ -34,6 +36,7 @@ class FoldedModule:
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
     parameters: tuple[int, int]
+    restructuring: Restructuring
 
 
 def inspect_module(
@@ -81,11 +84,18 @@ def fold_module(
     stored = _stored(inner)
     with ONE_AT_A_TIME, torch.inference_mode(False):
         planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
+        restructuring = restructuring_of(inner, planned.edits)
         folded = planned.folded
         if inplace or folded is None:
             folded = apply_module(inner, planned.edits, inplace=inplace)
     return FoldedModule(
-        folded, planned.plan, bool(planned.plan.steps), planned.ops_before, planned.ops_after, (stored, _stored(folded))
+        folded,
+        planned.plan,
+        bool(planned.plan.steps),
+        planned.ops_before,
+        planned.ops_after,
+        (stored, _stored(folded)),
+        restructuring,
     )
 
 

@@ -188,8 +188,8 @@ def test_a_torn_file_is_noticed(tmp_path, program):
 def test_a_lost_tensor_is_noticed(tmp_path, monkeypatch):
     real = save_module._write_safetensors
 
-    def lossy(tensors, target):
-        real({name: tensor for name, tensor in tensors.items() if name != "conv.bias"}, target)
+    def lossy(tensors, target, metadata):
+        real({name: tensor for name, tensor in tensors.items() if name != "conv.bias"}, target, metadata)
 
     monkeypatch.setattr(save_module, "_write_safetensors", lossy)
     with pytest.raises(OutputError, match="lacks tensors"):

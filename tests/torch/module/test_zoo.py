@@ -1,6 +1,7 @@
 """Real networks as modules: every fold exact in float64, and in float32 within the network's own rounding noise."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +70,17 @@ def perturbed(module: nn.Module, seed: int) -> nn.Module:
                 )
                 tensor.copy_(torch.where(steps == 0, up, torch.where(steps == 1, down, tensor)))
     return moved
+
+
+@pytest.mark.parametrize("model", ZOO, ids=lambda model: model.name)
+def test_a_folded_state_dict_loads_into_a_fresh_module(model: ZooModel, tmp_path: Path) -> None:
+    module, inputs = model.build()
+    result = bnfold.fold(module, inputs)
+    result.save(tmp_path / "folded.safetensors")
+    fresh, _ = model.build()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    loaded = bnfold.load_folded(fresh, tmp_path / "folded.safetensors")
+    for found, wanted in zip(outputs(loaded, inputs), outputs(result.model, inputs), strict=True):
+        assert torch.equal(found, wanted)
