@@ -10,6 +10,9 @@ BnfoldError                 exit code 70 (a bug in bnfold, if raised as such)
 └── OutputError             5   the result cannot be written
 """
 
+import difflib
+from collections.abc import Iterable
+
 from bnfold.printable import printable
 
 
@@ -68,3 +71,9 @@ class OutputError(BnfoldError):
     """The result cannot be written."""
 
     exit_code = 5
+
+
+def perhaps(name: str, known: Iterable[str]) -> str:
+    """A hint with the known names that a wrong one is nearest to; "" if none is near."""
+    close = difflib.get_close_matches(name, list(known), n=2)
+    return f"Perhaps {' or '.join(close)}?" if close else ""

@@ -8,12 +8,12 @@ import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from bnfold.errors import BnfoldError, ModelLoadError, UsageError
+from bnfold.errors import BnfoldError, ModelLoadError, UsageError, perhaps
 from bnfold.memory import require_memory
 
 Array = npt.NDArray[np.generic]
@@ -40,6 +40,9 @@ class InputSpec:
     shape: tuple[int, ...]
     dtype: str | None = None
 
+
+NAMELESS = ""
+"""The name of an array that came without one."""
 
 Shapes = Mapping[str, InputSpec] | Sequence[tuple[str | None, InputSpec]]
 """Shapes by name, or in the order of the command line with None for a name that was left out."""
@@ -84,7 +87,12 @@ def parse_value_range(text: str) -> tuple[str, tuple[float, float]]:
         low, high = (float(end) for end in ends.split(","))
     except ValueError:
         low = high = math.nan
-    if not name or not math.isfinite(low) or not math.isfinite(high) or low > high:
+    if name and math.isfinite(low) and math.isfinite(high) and low > high:
+        raise UsageError(
+            f"--val-range {text!r} has its ends the wrong way round: {low:g} is above {high:g}",
+            hint=f"Write --val-range {name}:{high:g},{low:g}.",
+        )
+    if not name or not math.isfinite(low) or not math.isfinite(high):
         raise UsageError(
             f"--val-range {text!r} is not NAME:LOW,HIGH", hint="Write for example --val-range image:0,255."
         )
@@ -92,19 +100,20 @@ def parse_value_range(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def load_inputs(path: str | os.PathLike[str]) -> list[dict[str, Array]]:
-    """Read samples: one from an .npz file, or one from each .npz file of a folder, in the order of their names.
+    """Read samples: one from an .npz or .npy file, or one from each such file of a folder, in the order of their names.
 
     Args:
-        path: A file with an array for each input name, or a folder of such files; no pickled objects.
+        path: A file with an array for each input name, or with one array without a name, which `only_input` gives its
+            name; or a folder of such files; no pickled objects.
 
     Raises:
-        ModelLoadError: A file is missing, is no .npz file or holds pickled objects, or the folder has none.
+        ModelLoadError: A file is missing, is of another kind or holds pickled objects, or the folder has none.
     """
     if not os.path.isdir(path):
         return [_load_sample(os.fspath(path))]
-    files = sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(".npz"))
+    files = sorted(entry.path for entry in os.scandir(path) if entry.name.endswith((".npz", ".npy")))
     if not files:
-        raise ModelLoadError(f"{os.fspath(path)} has no .npz files", hint="Save one for each sample.")
+        raise ModelLoadError(f"{os.fspath(path)} has no .npz or .npy files", hint="Save one for each sample.")
     return [_load_sample(file) for file in files]
 
 
@@ -117,38 +126,65 @@ def _load_sample(file: str) -> dict[str, Array]:
             data = np.load(handle, allow_pickle=False)
             if isinstance(data, np.lib.npyio.NpzFile):
                 return {name: data[name] for name in data.files}
+            return {NAMELESS: data}
     except BnfoldError:
         raise
     except OSError as error:
         raise ModelLoadError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         raise _not_npz(file) from error
-    raise _not_npz(file)
 
 
 def _require_room(handle: BinaryIO, file: str) -> None:
-    """Require that what the arrays of an archive say they hold fits into memory, and that the archive holds it."""
-    if not zipfile.is_zipfile(handle):
-        handle.seek(0)
-        return
+    """Require that what the arrays of a file say they hold fits into memory, and that the file holds it."""
     needed = 0
-    with zipfile.ZipFile(handle) as archive:
-        for entry in archive.infolist():
-            with archive.open(entry) as array:
-                version = np.lib.format.read_magic(array)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(array)
-            nbytes = math.prod(shape) * dtype.itemsize
-            if nbytes > entry.file_size:
-                raise ValueError("an array is larger than what is stored of it")
-            needed += nbytes
+    if zipfile.is_zipfile(handle):
+        with zipfile.ZipFile(handle) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as array:
+                    needed += _declared_nbytes(array, entry.file_size)
+    else:
+        stored = handle.seek(0, os.SEEK_END)
+        handle.seek(0)
+        needed = _declared_nbytes(handle, stored)
     require_memory(needed, f"{file}, unpacked,", ModelLoadError)
     handle.seek(0)
 
 
+def _declared_nbytes(array: IO[bytes], stored: int) -> int:
+    """How large an array says it is, of which so many bytes are stored."""
+    version = np.lib.format.read_magic(array)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(array)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > stored:
+        raise ValueError("an array is larger than what is stored of it")
+    return nbytes
+
+
 def _not_npz(file: str) -> ModelLoadError:
     hint = "Save named arrays with numpy.savez, without object arrays."
-    return ModelLoadError(f"{file} is not an .npz file of plain arrays", hint=hint)
+    return ModelLoadError(f"{file} is not an .npz or .npy file of plain arrays", hint=hint)
+
+
+def only_input(sample: Mapping[str, Array], names: Sequence[str]) -> Mapping[str, Array]:
+    """Give the array of an .npy file the name of the only input.
+
+    Args:
+        sample: Arrays by name.
+        names: The inputs that it may be for.
+
+    Raises:
+        UsageError: There are several.
+    """
+    if set(sample) != {NAMELESS}:
+        return sample
+    if len(names) != 1:
+        raise UsageError(
+            f"an .npy file has no names, and the model has {len(names)} inputs: {', '.join(names)}",
+            hint="Save the arrays by name with numpy.savez, and give the .npz file.",
+        )
+    return {names[0]: sample[NAMELESS]}
 
 
 def name_shapes(shapes: Shapes, names: tuple[str, ...]) -> dict[str, InputSpec]:
@@ -184,5 +220,5 @@ def check_names(what: str, given: Mapping[str, object], names: tuple[str, ...]) 
         if name not in names:
             raise UsageError(
                 f"{what} was given for {name!r}, which is not an input of the model",
-                hint=f"Its inputs are {', '.join(names) or 'none'}.",
+                hint=f"{perhaps(name, names)} Its inputs are {', '.join(names) or 'none'}.".lstrip(),
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from bnfold.errors import ModelLoadError
+from bnfold.errors import ModelLoadError, perhaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class SourceFile:
         try:
             status = path.stat()
         except FileNotFoundError as error:
-            raise ModelLoadError(f"{path} does not exist.") from error
+            raise ModelLoadError(f"{path} does not exist.", hint=_neighbour(path)) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise ModelLoadError(f"{path} cannot be read: {reason_of(error)}.") from error
         if stat.S_ISDIR(status.st_mode):
@@ -132,3 +132,11 @@ def reason_of(error: OSError | ValueError) -> str:
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _neighbour(path: Path) -> str:
+    """The file in the same folder that may have been meant."""
+    try:
+        return perhaps(path.name, [entry.name for entry in os.scandir(path.parent) if entry.is_file()])
+    except OSError:
+        return f"There is no folder {path.parent}."

@@ -8,6 +8,7 @@ from bnfold.errors import UsageError
 
 from .shared import options
 from .shared.compare import Verification
+from .shared.effects import note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import pair_of
@@ -15,6 +16,7 @@ from .shared.terminal import say, say_json, tell
 
 
 def bench(
+    context: typer.Context,
     original: Annotated[
         str,
         typer.Argument(
@@ -79,6 +81,8 @@ def bench(
             value_ranges=(given.parsed_ranges() or None) if pair.call is None else None,
             progress=tell,
         )
+    if timing.setting.used != "cpu":
+        note_unused(context, {"--threads": "it is about the CPU, and both ran on the GPU"})
     if as_json:
         say_json(timing.to_json())
     else:

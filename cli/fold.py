@@ -13,10 +13,12 @@ from bnfold.tables import Block, Table, size
 
 from .shared import options
 from .shared.compare import Verification
+from .shared.effects import INPUTS, NO_TF32, NOTHING_RUNS, Unused, note_unused
 from .shared.files import describe
 from .shared.jobs import FoldOptions, Job, fold_model
-from .shared.models import CodeOptions
+from .shared.models import CodeOptions, ModelKind, kind_of
 from .shared.modules import stdout_kept
+from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ FAILED_EXIT_CODE = 1
 
 
 def fold(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -106,12 +109,16 @@ def fold(
     if output is None and not dry_run:
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
-    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
     chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()
     written = None
     with ExitStack() as stack:
+        progress = stack.enter_context(shown(quiet=quiet))
+        verification = Verification(
+            device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
+        )
+        progress("folding")
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
         source = describe(job.source, hashed=as_json)
@@ -121,6 +128,7 @@ def fold(
             reason = "a BatchNorm is left, and --require-all was asked for" if unmet else "dry run"
             report, good = _unverified(reason), not unmet
         else:
+            progress("writing")
             with job.stage(output) as staged:
                 timings["write"] = time.perf_counter() - started - timings["fold"]
                 if job.is_copy:
@@ -134,6 +142,9 @@ def fold(
                 if good:
                     written = staged.commit()
             timings["total"] = time.perf_counter() - started
+    if not quiet:
+        verifies = not (dry_run or no_verify)
+        note_unused(context, _unused(model, output, report, verifies=verifies, data=inputs is not None))
     try:
         if not quiet or as_json:
             _tell(model, source, output, written, job, report, timings, as_json=as_json, verbose=verbose)
@@ -144,6 +155,25 @@ def fold(
         raise
     if not good:
         raise typer.Exit(FAILED_EXIT_CODE)
+
+
+def _unused(model: str, output: Path | None, report: "Report", *, verifies: bool, data: bool) -> Unused:
+    """The options that changed nothing in this fold, and why."""
+    kind = kind_of(model)
+    unused = {}
+    if not verifies:
+        idle = NOTHING_RUNS if kind.is_module else (*NOTHING_RUNS, *INPUTS)
+        unused.update(dict.fromkeys(idle, "nothing is verified"))
+    elif report.device is not None and report.device.used != "cuda":
+        unused["--tf32"] = NO_TF32
+    if data:
+        unused["--samples"] = "there are as many as --inputs has"
+    if kind.is_module and output is not None and output.suffix.lower() in (".safetensors", ".pt"):
+        unused["--leftover"] = "in a state dict a BatchNorm that stays is as it was"
+        unused["--no-merge"] = "a module keeps its branches"
+    if kind is ModelKind.ONNX:
+        unused["--trust-pickle"] = "an ONNX file has nothing to unpickle"
+    return unused
 
 
 def _unverified(reason: str) -> "Report":

@@ -8,8 +8,10 @@ import typer
 
 from .shared import options
 from .shared.compare import Verification
+from .shared.effects import INPUTS, note_unused
 from .shared.models import CodeOptions, kind_of
 from .shared.modules import build, stdout_kept
+from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class FailOn(StrEnum):
 
 
 def inspect(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="IN", help="An .onnx or .pt2 file, or package.module:factory; see `bnfold fold`.")
     ],
@@ -51,8 +54,10 @@ def inspect(
 
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     call = Verification(seed=seed, shapes=shapes, inputs=inputs, value_ranges=value_ranges)
-    with stdout_kept():
+    with shown(quiet=quiet), stdout_kept():
         plan = _plan(model, code, call)
+    if not quiet and not kind_of(model).is_module:
+        note_unused(context, dict.fromkeys(INPUTS, "a file is only read"))
     if as_json:
         folds, left = plan_entries(plan)
         report = Report(

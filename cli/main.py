@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -21,6 +23,9 @@ from .bench import bench
 from .doctor import doctor
 from .fold import fold
 from .inspect import inspect
+from .shared.failing import ClickError, fail, fail_to_parse, fail_with
+from .shared.help import SETTINGS, Command, examples
+from .shared.settings import defaults
 from .shared.terminal import require_descriptors, tell
 from .verify import verify
 
@@ -32,16 +37,39 @@ INTERRUPTED_EXIT_CODE = _SIGNAL_EXIT_CODE + signal.SIGINT
 app = typer.Typer(
     name="bnfold",
     help="Fold inference-mode BatchNorm into the weights around it, and prove that the outputs still match.",
+    epilog=examples("bnfold fold model.onnx -o folded.onnx", "bnfold inspect model.onnx"),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings=SETTINGS,
 )
-app.command()(fold)
-app.command()(inspect)
-app.command()(verify)
-app.command()(bench)
-app.command()(doctor)
+
+
+def _add(command: Callable[..., None], *lines: str) -> None:
+    app.command(cls=Command, epilog=examples(*lines), context_settings=SETTINGS)(command)
+
+
+_add(
+    fold,
+    "bnfold fold model.onnx -o folded.onnx",
+    "bnfold fold torchvision.models:resnet18 --weights w.pth --input 1,3,224,224 -o folded.onnx",
+)
+_add(
+    inspect,
+    "bnfold inspect model.onnx",
+    "bnfold inspect model.onnx --fail-on foldable    # in CI: a model that could still be folded",
+)
+_add(
+    verify,
+    "bnfold verify model.onnx folded.onnx",
+    "bnfold verify model.onnx folded.onnx --inputs samples.npz --device cuda",
+)
+_add(
+    bench,
+    "bnfold bench model.onnx folded.onnx",
+    "bnfold bench model.onnx folded.onnx --batch 1,8 --device cpu --threads 1",
+)
+_add(doctor, "bnfold doctor", "bnfold doctor --device cuda    # exit code 4 if it cannot be used")
 
 
 def _show_version(wanted: bool) -> None:
@@ -52,12 +80,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave."),
+        typer.Option("-V", "--version", callback=_show_version, is_eager=True, help="Print the version and leave."),
     ] = False,
 ) -> None:
-    pass
+    context.default_map = defaults(context, Path.cwd())
 
 
 def main() -> None:
@@ -73,28 +102,26 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup, for one, has SIGHUP ignored
             signal.signal(number, stop_as_ctrl_c_does)
     try:
-        app()
-    except SystemExit as stop:  # typer makes one of an interruption, and says nothing
-        if stop.code == INTERRUPTED_EXIT_CODE:
-            tell("interrupted; no file was left half written.")
-            sys.exit(_SIGNAL_EXIT_CODE + received.pop() if received else INTERRUPTED_EXIT_CODE)
-        raise
+        code = app(prog_name="bnfold", standalone_mode=False)
+    except ClickError as error:
+        fail_to_parse(error)
     except BnfoldError as error:
-        sentence = f"error: {str(error).rstrip('.')}."
-        tell(f"{sentence} {error.hint}".rstrip())
-        sys.exit(error.exit_code)
+        fail_with(error)
     except Exception as error:  # noqa: BLE001 - the last door: what the machine is not short of is our bug
         shortage = _shortage(error)
         if shortage:
-            tell(f"error: {shortage}.")
-            sys.exit(ModelLoadError.exit_code)
+            fail("ModelLoadError", shortage, "", ModelLoadError.exit_code)
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-        tell(
-            f"error: a bug in bnfold {__version__}: {type(error).__name__} at {place}: {error}. No file was left half"
-            " written. Please report it with this line and, if you can, the model."
+        fail(
+            type(error).__name__,
+            f"a bug in bnfold {__version__}: {type(error).__name__} at {frame.filename}:{frame.lineno}: {error}",
+            "No file was left half written. Please report it with this line and, if you can, the model.",
+            BUG_EXIT_CODE,
         )
-        sys.exit(BUG_EXIT_CODE)
+    if code == INTERRUPTED_EXIT_CODE:  # typer makes one of an interruption, and says nothing
+        tell("interrupted; no file was left half written.")
+        sys.exit(_SIGNAL_EXIT_CODE + received.pop() if received else INTERRUPTED_EXIT_CODE)
+    sys.exit(code or 0)
 
 
 def _shortage(error: Exception) -> str:

@@ -6,9 +6,11 @@ import typer
 
 from .shared import options
 from .shared.compare import Verification, compare
+from .shared.effects import NO_TF32, note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import pair_of
+from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(
+    context: typer.Context,
     original: Annotated[
         str,
         typer.Argument(
@@ -50,9 +53,16 @@ def verify(
 
     Leaves with exit code 1 if they differ or nothing can be concluded.
     """
-    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
-    with stdout_kept():
+    with shown(quiet=quiet) as progress, stdout_kept():
+        verification = Verification(
+            device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
+        )
         report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
+    if not quiet:
+        unused = {} if inputs is None else {"--samples": "there are as many as --inputs has"}
+        if report.device is not None and report.device.used != "cuda":
+            unused["--tf32"] = NO_TF32
+        note_unused(context, unused)
     if as_json:
         say_json(report.to_json())
     elif not quiet:

@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, perhaps
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
@@ -63,7 +63,8 @@ def plan(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 message = f"{option} pattern '{pattern}' matches no BatchNorm of this model"
-                raise UsageError(message, hint="`bnfold inspect` lists their names.")
+                hint = f"{perhaps(pattern, names)} `bnfold inspect` lists their names.".lstrip()
+                raise UsageError(message, hint=hint)
     skipped = {
         node
         for node in graph.affines

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from bnfold.input_spec import Array
+    from bnfold.progress import Progress
     from bnfold.report import Report
     from bnfold.torch.file.examples import Call
     from bnfold.verification import InputSpec
@@ -29,6 +30,7 @@ class Verification:
         atol: Absolute tolerance.
         tf32: Report a run with TF32 beside the verdict.
         timeout_s: Longest time for one run of a model; None for the usual limit.
+        progress: Told what is being done.
     """
 
     device: str = "auto"
@@ -41,6 +43,7 @@ class Verification:
     atol: float | None = None
     tf32: bool = False
     timeout_s: float | None = None
+    progress: "Progress | None" = None
 
     def parsed_shapes(self) -> "list[tuple[str | None, InputSpec]]":
         """The shapes, with None for a name that was left out.
@@ -107,6 +110,7 @@ def compare(
             atol=options.atol,
             tf32=options.tf32,
             **({} if options.timeout_s is None else {"timeout_s": options.timeout_s}),
+            progress=options.progress,
         )
     except bnfold.VerificationError as error:
         hint = _type_hint(original, call)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bnfold.errors import ModelLoadError, UsageError
+from bnfold.errors import ModelLoadError, UsageError, perhaps
 from bnfold.model_kind import is_import_path
 
 _STATE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -52,7 +52,8 @@ def _hint(model: str) -> str:
         return f"A name goes there, not a call: {plain}:{attribute}, and arguments with --kwargs."
     if is_import_path(f"{plain}:{name}"):
         return f"Perhaps {plain}:{name}?"
-    return "Give the path of an .onnx or .pt2 file, or code as in torchvision.models:resnet50."
+    near = perhaps(Path(model).name, (entry.name for entry in Path(model).parent.glob("*")))
+    return near or "Give the path of an .onnx or .pt2 file, or code as in torchvision.models:resnet50."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +80,24 @@ class CodeOptions:
                 raise UsageError(f"{option} is for a package.module:factory, which {model} is not")
 
 
-def parse_dynamic(texts: tuple[str, ...]) -> dict[str, dict[int, str]]:
+def parse_dynamic(texts: tuple[str, ...]) -> dict[str | None, dict[int, str]]:
     """Reads texts such as "image:0=batch,2=height": for each input its dynamic axes and their names.
+
+    Without a name they are those of the next input, under None.
 
     Raises:
         UsageError: A text has another form.
     """
-    dynamic: dict[str, dict[int, str]] = {}
+    dynamic: dict[str | None, dict[int, str]] = {}
     for text in texts:
         name, _, axes = text.strip().rpartition(":")
         for item in axes.split(","):
             axis, equals, size = item.partition("=")
-            if not (name and equals and axis.strip().lstrip("-").isdigit() and size.strip().isidentifier()):
+            if not (equals and axis.strip().lstrip("-").isdigit() and size.strip().isidentifier()):
                 raise UsageError(
-                    f"--dynamic {text!r} is not NAME:AXIS=NAME", hint="Write for example --dynamic image:0=batch."
+                    f"--dynamic {text!r} is not NAME:AXIS=SIZE", hint="Write for example --dynamic image:0=batch."
                 )
-            dynamic.setdefault(name, {})[int(axis)] = size.strip()
+            dynamic.setdefault(name or None, {})[int(axis)] = size.strip()
     return dynamic
 
 

@@ -58,11 +58,11 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
         UnsafeModelError: The weights would have to be unpickled.
         UnsupportedModelError: The module is of a kind that cannot be folded.
     """
-    arguments, dynamic = parse_arguments(options.arguments), parse_dynamic(options.dynamic)
+    arguments, axes = parse_arguments(options.arguments), parse_dynamic(options.dynamic)
     shapes, ranges = inputs.parsed_shapes(), inputs.parsed_ranges()
     data = inputs.loaded_inputs()
     from bnfold.torch.capture.wrappers import refuse_unsupported
-    from bnfold.torch.file.examples import dynamic_shapes, make_example
+    from bnfold.torch.file.examples import dynamic_shapes, make_example, name_axes
     from bnfold.torch.file.state_dict import load_weights
 
     _allow_code_of_folder(model, options)
@@ -73,6 +73,7 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
             tell(f"weights from {loaded}")
     refuse_unsupported(module)
     first = data[0] if data else None
+    dynamic = name_axes(module, axes)
     call = make_example(module, shapes, first, ranges=ranges, dynamic=dynamic, seed=inputs.seed)
     tensors = (*module.parameters(), *module.buffers())
     return Code(

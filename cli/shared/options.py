@@ -25,8 +25,9 @@ Inputs = Annotated[
     Path | None,
     typer.Option(
         "--inputs",
-        metavar="FILE.npz|DIR",
-        help="Real data, arrays by input name; a folder of such files, one a sample.",
+        metavar="FILE|DIR",
+        help="Real data: an .npz file with arrays by input name, an .npy file for a single input, or a folder of such"
+        " files, one a sample.",
         rich_help_panel=INPUTS_PANEL,
     ),
 ]
@@ -109,7 +110,7 @@ Dynamic = Annotated[
         "--dynamic",
         metavar="NAME:AXIS=SIZE",
         help="An axis of an input that varies, and a name for it, such as image:0=batch. Repeat for several;"
-        " axes of one name are equal.",
+        " axes of one name are equal. NAME: may be left out for the next input.",
         rich_help_panel=CODE_PANEL,
     ),
 ]

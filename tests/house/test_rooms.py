@@ -94,6 +94,7 @@ ARROWS: dict[str, set[str]] = {
         *("checking", "staging", "planning", "report", "onnx", "onnx/file", "torch/file", "torch/capture"),
         *("torch/program", "torch/module"),
     },
+    "__main__": {"cli"},
     "": {"api", "latency", "planning", "report", "verification"},
     "cli": {"", "cli/shared", "staging", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from bnfold.errors import UsageError
-from bnfold.input_spec import Array, InputSpec
+from bnfold.errors import UsageError, perhaps
+from bnfold.input_spec import Array, InputSpec, only_input
 from bnfold.memory import require_memory
 from bnfold.torch.fx.tensors import to_torch
 
@@ -50,6 +50,7 @@ def make_example(
     data, ranges, dynamic = data or {}, ranges or {}, dynamic or {}
     signature = inspect.signature(module.forward)
     names = _Names(module, signature)
+    data = only_input(data, names.required)
     specs, extra = names.assign(shapes, tuple(data))
     names.check("a value range", tuple(ranges), {*specs})
     names.check("a dynamic axis", tuple(dynamic), {*specs, *data})
@@ -94,6 +95,22 @@ def dynamic_shapes(
     return shapes
 
 
+def name_axes(module: torch.nn.Module, dynamic: Mapping[str | None, Mapping[int, str]]) -> DynamicAxes:
+    """Dynamic axes that came without a name are those of the first input that has none by name.
+
+    Raises:
+        UsageError: Every input has its axes already.
+    """
+    named = {name: axes for name, axes in dynamic.items() if name is not None}
+    if None not in dynamic:
+        return named
+    names = _Names(module, inspect.signature(module.forward))
+    free = [name for name in names.known if name not in named]
+    if not free:
+        raise UsageError("--dynamic without a name has no input left that it could be for")
+    return {**named, free[0]: dynamic[None]}
+
+
 def type_hint(module: torch.nn.Module, call: Call) -> str:
     """What to type where a module has other element types than what it is called with; "" if that fits."""
     kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
@@ -119,6 +136,12 @@ class _Names:
         self.known = [name for name, parameter in self._parameters.items() if parameter.kind in _NAMED]
         self._takes_any_name = inspect.Parameter.VAR_KEYWORD in kinds
         self._takes_any_number = inspect.Parameter.VAR_POSITIONAL in kinds
+
+    @property
+    def required(self) -> list[str]:
+        """The inputs without a default; all of them where each has one."""
+        empty = inspect.Parameter.empty
+        return [name for name in self.known if self._parameters[name].default is empty] or self.known
 
     def assign(
         self, shapes: Sequence[tuple[str | None, InputSpec]], given: tuple[str, ...]
@@ -151,7 +174,7 @@ class _Names:
         for name in names:
             is_input = name in self.known or self._takes_any_name
             if not is_input or (known is not None and name not in known):
-                hint = "" if is_input is False else "Give its shape with --input."
+                hint = "Give its shape with --input." if is_input else perhaps(name, self.known)
                 problem = "which is not an input" if not is_input else "which has no made-up values"
                 raise UsageError(f"{what} was given for {name!r}, {problem} of {self._where}", hint=hint)
 
@@ -159,7 +182,7 @@ class _Names:
         """Requires every input without default to be there."""
         missing = [
             name
-            for name in self.known
+            for name in self.required
             if name not in values and self._parameters[name].default is inspect.Parameter.empty
         ]
         if missing:

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from bnfold.errors import ModelLoadError, UsageError
+from bnfold.errors import ModelLoadError, UsageError, perhaps
 from bnfold.model_kind import is_import_path
 from bnfold.torch.capture.wrappers import unwrap
 
@@ -73,16 +73,9 @@ def _attribute(import_path: str) -> object:
         raise ModelLoadError(f"Importing {module_name} failed: {_said(error)}") from error
     for name in attributes.split("."):
         if not hasattr(found, name):
-            raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=_nearby(found, name))
+            raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=perhaps(name, dir(found)))
         found = getattr(found, name)
     return found
-
-
-def _nearby(owner: object, name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, dir(owner), n=3)
-    return f"Perhaps {' or '.join(close)}?" if close else ""
 
 
 def _require_arguments(factory: Callable[..., object], given: Mapping[str, object], import_path: str) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import onnx
 
-from bnfold.errors import ModelLoadError, UsageError
+from bnfold.errors import UsageError
 from bnfold.input_spec import Array
 from bnfold.model_kind import is_ir_model
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
+from bnfold.source_file import SourceFile
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.initializers import drop_unused_initializers
 from bnfold.verification.runtime.sessions import Session
@@ -51,8 +52,7 @@ class Source:
         """
         if isinstance(model, str | os.PathLike):
             path = Path(os.path.abspath(model))
-            if not path.is_file():
-                raise ModelLoadError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+            SourceFile.at(path)
             return Source(str(path), path, None)
         label = f"the {role} model"
         if isinstance(model, onnx.ModelProto):

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
-from bnfold.input_spec import Array, InputSpec, Shapes, check_names, name_shapes
+from bnfold.input_spec import Array, InputSpec, Shapes, check_names, name_shapes, only_input
 from bnfold.report.records import InputInfo
 from bnfold.torch.capture.example_inputs import ExampleInputs, split_inputs
 from bnfold.torch.fx.tensors import to_torch
@@ -184,6 +184,7 @@ def _by_name(data: Given, example: Sample) -> dict[str, object]:
     """
     tensors = example.tensors()
     if isinstance(data, Mapping):
+        data = only_input(data, list(tensors))
         check_names("data", data, example.names)
         found = {name: _as_tensors(value) for name, value in data.items()}
     else:

@@ -1,0 +1,150 @@
+"""How the command is started, stopped and set up: `python -m bnfold`, Ctrl-C, help pages, pyproject.toml, progress."""
+
+import io
+import subprocess
+import sys
+import time
+
+import pytest
+from bnfold.cli.main import app
+from bnfold.cli.shared import progress
+from onnx_files import conv_bn
+from typer.testing import CliRunner
+
+COMMANDS = ("fold", "inspect", "verify", "bench", "doctor")
+
+
+def python(program, *words):
+    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+
+
+def test_python_m_and_the_version():
+    program = "import runpy; runpy.run_module('bnfold', run_name='__main__')"
+    for option in ("-V", "--version"):
+        done = python(program, option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("bnfold ")
+
+
+def test_an_interruption_during_the_imports():
+    program = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from bnfold.__main__ import main; main()"
+    )
+    done = python(program)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; no file was left half written.\n"
+
+
+def test_the_installed_command_is_that_one():
+    import tomllib
+    from pathlib import Path
+
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert settings["project"]["scripts"] == {"bnfold": "bnfold.__main__:main"}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_plain_text_with_two_examples(command):
+    words = [command] if command else []
+    text = CliRunner().invoke(app, [*words, "--help"]).stdout
+    *_, title, first, second = text.rstrip().splitlines()
+    assert title.strip() == "Examples:"
+    prefix = f"bnfold {command}".strip()
+    assert first.strip().startswith(prefix)
+    assert second.strip().startswith(prefix)
+    assert text.isascii() or "×" in text
+    assert CliRunner().invoke(app, [*words, "-h"]).stdout == text
+
+
+def test_help_shows_import_paths_as_they_are_written():
+    text = " ".join(CliRunner().invoke(app, ["fold", "--help"]).stdout.split())
+    assert "package.module:factory: a function or class" in text
+    assert "NAME:SHAPE[:DTYPE]" in text
+
+
+def test_completion_can_be_shown():
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    assert "--install-completion" in text
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    conv_bn(tmp_path / "model.onnx", bns=2)
+    return tmp_path
+
+
+def configure(folder, text):
+    (folder / "pyproject.toml").write_text(text)
+
+
+FOLD = ("fold", "model.onnx", "-o", "o.onnx")
+
+
+def test_options_from_pyproject(run, folder):
+    configure(folder, '[tool.bnfold]\ndevice = "cpu"\nsamples = 2\n[tool.bnfold.fold]\nskip = ["bn1"]\n')
+    code, out, err = run(*FOLD)
+    assert (code, err) == (0, "")
+    assert "2 BatchNorms: 1 folded, 1 left" in out
+    assert "TF32 off), 2 samples" in out
+    _, out, _ = run(*FOLD, "--samples", "1", "--skip", "bn0")
+    assert "TF32 off), 1 sample" in out
+    assert "bn0  [skipped]" in out
+
+
+def test_pyproject_is_looked_for_upward(run, folder, monkeypatch):
+    configure(folder, "[tool.bnfold.fold]\nno-verify = true\n")
+    (folder / "inner").mkdir()
+    (folder / "inner" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    monkeypatch.chdir(folder / "inner")
+    _, out, _ = run("fold", "../model.onnx", "-o", "o.onnx")
+    assert out.startswith("skipped: --no-verify was asked for")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[tool.bnfold]\ndevise = 'cpu'\n", "sets 'devise', which is no option. Perhaps device?"),
+        ("[tool.bnfold.fold]\nfail-on = 'any'\n", "sets 'fail-on', which is no option"),
+        ("[tool.bnfold]\ntrust-pickle = true\n", "sets trust-pickle, which has to be typed each time"),
+        ("[tool.bnfold.fold]\nsamples = 'many'\n", "--samples"),
+        ("[tool]\nbnfold = 3\n", "is not a table"),
+        ("[tool.bnfold\n", "cannot be read"),
+    ],
+)
+def test_a_setting_that_is_wrong(run, folder, text, says):
+    configure(folder, text)
+    code, out, err = run(*FOLD)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (folder / "o.onnx").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    for stream, quiet, seen in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.shown(quiet=quiet) as tell:
+            tell("measuring [nothing] :factory:")
+            patience = time.monotonic() + (30 if seen else 0.1)
+            while "measuring" not in stream.getvalue() and time.monotonic() < patience:
+                time.sleep(0.01)
+        assert ("measuring [nothing] :factory:" in stream.getvalue()) is seen
+
+
+def test_what_is_quick_shows_no_progress(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.shown(quiet=False) as tell:
+        tell("measuring")
+    assert sys.stderr.getvalue() == ""
