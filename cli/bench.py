@@ -11,7 +11,7 @@ from .shared.compare import Verification
 from .shared.effects import note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
-from .shared.pairs import pair_of
+from .shared.pairs import names_of, naming_lines, pair_of
 from .shared.terminal import say, say_json, tell
 
 
@@ -45,6 +45,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads within an operator; left out, the runtime chooses.")
     ] = None,
+    mapping: options.Map = None,
     seconds: Annotated[
         float, typer.Option(help="Time for each model and batch size, with warm-up; a slow model may take longer.")
     ] = 3.0,
@@ -68,6 +69,7 @@ def bench(
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
     with stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
+        names = names_of(pair, mapping or ())
         timing = bnfold.benchmark(
             pair.original,
             pair.folded,
@@ -78,6 +80,7 @@ def bench(
             seconds=seconds,
             seed=seed,
             shapes=(given.parsed_shapes() or None) if pair.call is None else None,
+            names=names,
             value_ranges=(given.parsed_ranges() or None) if pair.call is None else None,
             progress=tell,
         )
@@ -86,7 +89,7 @@ def bench(
     if as_json:
         say_json(timing.to_json())
     else:
-        say(timing.summary().split("\n"))
+        say([*timing.summary().split("\n"), *naming_lines(names, mapping or ())])
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

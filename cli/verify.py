@@ -1,6 +1,6 @@
 """`bnfold verify`: compare two models, whoever made them."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,12 +9,9 @@ from .shared.compare import Verification, compare
 from .shared.effects import NO_TF32, note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
-from .shared.pairs import pair_of
+from .shared.pairs import names_of, naming_lines, pair_of
 from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
-
-if TYPE_CHECKING:
-    from bnfold.report import Report
 
 
 def verify(
@@ -36,6 +33,7 @@ def verify(
     weights: options.Weights = None,
     kwargs: options.Kwargs = None,
     trust_pickle: options.TrustPickle = False,
+    mapping: options.Map = None,
     device: options.Device = "auto",
     samples: options.Samples = 4,
     seed: options.Seed = 0,
@@ -57,22 +55,22 @@ def verify(
         verification = Verification(
             device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
         )
-        report = _report(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
+        pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
+        names = names_of(pair, mapping or ())
+        report = compare(pair.original, pair.folded, verification, pair.call, names)
     if not quiet:
         unused = {} if inputs is None else {"--samples": "there are as many as --inputs has"}
         if report.device is not None and report.device.used != "cuda":
             unused["--tf32"] = NO_TF32
         note_unused(context, unused)
     if as_json:
+        for line in naming_lines(names, mapping or ()):
+            tell(f"note: {line}")
         say_json(report.to_json())
     elif not quiet:
-        say_blocks(report.blocks(), report.verdict)
+        first, *rest = report.blocks()
+        say_blocks([first, *naming_lines(names, mapping or ()), *rest], report.verdict)
     elif report.verdict != "pass":
         tell(f"error: {report.summary_line()}")
     if report.verdict != "pass":
         raise typer.Exit(1)
-
-
-def _report(original: str, folded: str, code_options: CodeOptions, verification: Verification) -> "Report":
-    pair = pair_of(original, folded, code_options, verification)
-    return compare(pair.original, pair.folded, verification, pair.call)

@@ -45,6 +45,7 @@ def benchmark(
     shapes: Shapes | None = None,
     value_ranges: Mapping[str, Range] | None = None,
     progress: Callable[[str], None] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Timing:
     """Measure the latency of two models in turns, warm, with the runtime's optimisations on.
 
@@ -66,6 +67,7 @@ def benchmark(
         shapes: Shapes of inputs with open dimensions; by name, or in order with None for a name left out.
         value_ranges: Lowest and highest value of inputs that are made up, by name.
         progress: Told, in words, what is being measured.
+        names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
 
     Returns:
         Median, quartiles and extremes of both, and the ratio original/folded with its 95 % interval.
@@ -85,8 +87,10 @@ def benchmark(
             "one model is of onnxruntime and one of torch, so that not the models would be compared but the runtimes",
             hint="Give two ONNX models, or two PyTorch models.",
         )
+    if names and is_torch(original):
+        raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
     pair, labels = (_torch_pair if is_torch(original) else _onnx_pair)(
-        original, folded, request, threads, inputs, seed, shapes, value_ranges
+        original, folded, request, threads, inputs, seed, shapes, value_ranges, names or {}
     )
     comparisons = []
     with pair.running():
@@ -129,12 +133,13 @@ def _onnx_pair(
     seed: int,
     shapes: Shapes | None,
     value_ranges: Mapping[str, Range] | None,
+    names: Mapping[str, str],
 ) -> tuple[Pair, tuple[str, str]]:
     given = cast(Mapping[str, Array] | Sequence[Mapping[str, Array]] | None, inputs)
     feeds = FeedRequest.of(given, 1, seed, shapes, value_ranges)
     _check_one_sample(feeds.samples)
     one = Source.of(cast(ModelLike, original), "original")
-    other = Source.of(cast(ModelLike, folded), "folded")
+    other = Source.of(cast(ModelLike, folded), "folded").called(names)
     return OnnxPair(one, other, request, threads, feeds), (one.label, other.label)
 
 
@@ -147,6 +152,7 @@ def _torch_pair(
     seed: int,
     shapes: Shapes | None,
     value_ranges: Mapping[str, Range] | None,
+    names: Mapping[str, str],  # noqa: ARG001 - like `_onnx_pair`; modules have no names for outputs
 ) -> tuple[Pair, tuple[str, str]]:
     # Whoever measures ONNX models need not wait for torch.
     require("torch", "a PyTorch model")

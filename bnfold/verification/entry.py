@@ -40,6 +40,7 @@ def verify(
     tf32: bool = False,
     timeout_s: float = RUN_LIMIT_S,
     progress: Progress | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Report:
     """Compare a folded model with its original, by running both, with the runtime's own optimisations off.
 
@@ -70,6 +71,7 @@ def verify(
             needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
         progress: Told, in words, what is being done.
+        names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -84,6 +86,8 @@ def verify(
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
     if is_torch(original):
+        if names:
+            raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
         from bnfold.verification.torch.verifier import verify_torch
 
         return verify_torch(
@@ -120,4 +124,5 @@ def verify(
         tf32=tf32,
         timeout_s=timeout_s,
         progress=progress,
+        names=names,
     )

@@ -1,6 +1,6 @@
 """What `fold` and `verify` share: the verification, from the words of the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +81,7 @@ def compare(
     folded: "str | Path | torch.nn.Module | torch.export.ExportedProgram",
     options: Verification,
     call: "Call | None" = None,
+    names: Mapping[str, str] | None = None,
 ) -> "Report":
     """Runs `bnfold.verify` with options as they were typed.
 
@@ -89,6 +90,7 @@ def compare(
         folded: The model to compare with it.
         options: The options.
         call: What a torch.nn.Module is called with; the shapes are in it.
+        names: What the folded model calls inputs and outputs of the original.
 
     Raises:
         UsageError: An option is malformed or does not fit the model.
@@ -111,6 +113,7 @@ def compare(
             tf32=options.tf32,
             **({} if options.timeout_s is None else {"timeout_s": options.timeout_s}),
             progress=options.progress,
+            names=names,
         )
     except bnfold.VerificationError as error:
         hint = _type_hint(original, call)

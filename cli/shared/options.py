@@ -40,6 +40,16 @@ ValueRange = Annotated[
         rich_help_panel=INPUTS_PANEL,
     ),
 ]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="A=B",
+        help="An input or output of A, and what B calls it, for two .onnx files. Without this, other names go by"
+        " position, if number, element types and shapes agree.",
+        rich_help_panel=INPUTS_PANEL,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

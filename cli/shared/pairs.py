@@ -1,5 +1,6 @@
 """The two models of `verify` and `bench`, from the words of the command line."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,42 @@ def pair_of(original: str, folded: str, code_options: CodeOptions, inputs: Verif
     else:
         other = _other(folded, code_options)
     return ModelPair(code.module, other, code.call)
+
+
+def names_of(pair: ModelPair, texts: Sequence[str]) -> dict[str, str]:
+    """What B calls the inputs and outputs of A, where both are ONNX files.
+
+    Args:
+        pair: The models.
+        texts: What was typed, such as "logits=output_0".
+
+    Raises:
+        UsageError: A text has another form, or names something that there is not.
+        ModelLoadError: A file cannot be read.
+    """
+    given = {}
+    for text in texts:
+        name, equals, face = text.partition("=")
+        if not (name and equals and face):
+            raise UsageError(f"--map {text!r} is not A=B", hint="Write for example --map logits=output_0.")
+        given[name] = face
+    paths = [path for path in (pair.original, pair.folded) if isinstance(path, Path) and path.suffix.lower() == ".onnx"]
+    if len(paths) < 2:
+        if given:
+            raise UsageError("--map is for two .onnx files")
+        return {}
+    from bnfold.onnx.file.load import load
+    from bnfold.onnx.proto.renaming import match_names
+
+    original, folded = (load(path).proto for path in paths)
+    return match_names(original, folded, given)
+
+
+def naming_lines(names: Mapping[str, str], texts: Sequence[str]) -> list[str]:
+    """What is said of names that differ, and how they were matched."""
+    typed = {text.partition("=")[0] for text in texts}
+    found = [f"{name} is {face}" for name, face in names.items() if name not in typed]
+    return [f"matched by position (--map A=B says otherwise): {', '.join(found)}"] if found else []
 
 
 def _other(model: str, code_options: CodeOptions) -> "torch.nn.Module | Path":

@@ -99,7 +99,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"", "cli/shared", "staging", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
         *("", "api", "checking", "staging", "graph", "planning", "report", "verification", "verification/exact"),
-        *("onnx/file", "torch/file"),
+        *("onnx/file", "onnx/proto", "torch/file"),
         "torch/capture",
     },
 }

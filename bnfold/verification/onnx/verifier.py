@@ -67,6 +67,7 @@ def verify(
     tf32: bool = False,
     timeout_s: float = RUN_LIMIT_S,
     progress: Progress | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Report:
     """Compare a folded ONNX model with its original, by running both with graph optimisations off.
 
@@ -91,6 +92,7 @@ def verify(
             report that beside the verdict; needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
         progress: Told, in words, what is being done.
+        names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -106,7 +108,7 @@ def verify(
     task = _Task(
         parse_device(device, tf32=tf32),
         Source.of(original, "original"),
-        Source.of(folded, "folded"),
+        Source.of(folded, "folded").called(names or {}),
         FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
         Tolerances.of(rtol, atol),
         tf32,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
@@ -13,6 +13,7 @@ from bnfold.errors import UsageError
 from bnfold.input_spec import Array
 from bnfold.model_kind import is_ir_model
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
+from bnfold.onnx.proto.renaming import Names, rename_interface
 from bnfold.source_file import SourceFile
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.initializers import drop_unused_initializers
@@ -32,11 +33,13 @@ class Source:
         label: What a message calls it: the path, or "the original model", "the folded model".
         path: The file, absolute; None for a model in memory.
         proto: The model in memory; None for a file.
+        names: For inputs and outputs of the original, what this model calls them; they are then called as there.
     """
 
     label: str
     path: Path | None
     proto: onnx.ModelProto | None
+    names: Names = field(default_factory=dict)
 
     @staticmethod
     def of(model: ModelLike, role: str) -> Source:
@@ -66,12 +69,23 @@ class Source:
             hint="Give a path, an onnx.ModelProto or an onnx_ir.Model.",
         )
 
+    def called(self, names: Names) -> Source:
+        """The same model with inputs and outputs under other names; see `names`."""
+        return replace(self, names=names)
+
     def skeleton(self) -> OnnxModel:
         """The model with large tensors by reference.
 
         Raises:
             ModelLoadError: It cannot be read.
+            UsageError: A name that it is to have is taken.
         """
+        model = self._own_skeleton()
+        if self.names:
+            rename_interface(model.proto, self.names)
+        return model
+
+    def _own_skeleton(self) -> OnnxModel:
         if self.path is not None:
             return load(self.path)
         assert self.proto is not None  # one of the two is always there
@@ -98,7 +112,7 @@ class Source:
         Raises:
             ModelLoadError: It cannot be read.
         """
-        if self.path is not None:
+        if self.path is not None and not self.names:
             return str(self.path), {}
         # By reference again: a serialised copy would double the memory and end at 2 GiB.
         model = self.skeleton()

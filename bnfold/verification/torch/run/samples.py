@@ -184,7 +184,7 @@ def _by_name(data: Given, example: Sample) -> dict[str, object]:
     """
     tensors = example.tensors()
     if isinstance(data, Mapping):
-        data = only_input(data, list(tensors))
+        data = only_input(cast("Mapping[str, Array]", data), list(tensors))
         check_names("data", data, example.names)
         found = {name: _as_tensors(value) for name, value in data.items()}
     else:
