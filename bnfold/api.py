@@ -433,7 +433,7 @@ def load_folded(module: ModuleT, path: "str | os.PathLike[str]") -> ModuleT:
     """
     from bnfold.torch.capture.wrappers import unwrap
     from bnfold.torch.file.folded_state import read_folded
-    from bnfold.torch.module.shaping import Restructuring, restructure
+    from bnfold.torch.module.structure.restructuring import Restructuring, restructure
 
     document, state = read_folded(path)
     inner = unwrap(module)

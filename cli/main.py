@@ -21,11 +21,11 @@ from bnfold.version import __version__
 
 from .bench import bench
 from .doctor import doctor
+from .failing import ClickError, fail, fail_to_parse, fail_with
 from .fold import fold
+from .help import SETTINGS, Command, examples
 from .inspect import inspect
-from .shared.failing import ClickError, fail, fail_to_parse, fail_with
-from .shared.help import SETTINGS, Command, examples
-from .shared.settings import defaults
+from .settings import defaults
 from .shared.terminal import require_descriptors, tell
 from .verify import verify
 

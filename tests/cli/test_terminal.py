@@ -52,7 +52,7 @@ def forged(tmp_path):
     return tmp_path / "m.onnx"
 
 
-@pytest.mark.parametrize("words", [("fold", "-o", "out.onnx"), ("inspect",)])
+@pytest.mark.parametrize("words", [("fold", "-v", "-o", "out.onnx"), ("inspect",)])
 def test_names_from_a_file_are_only_text(run, forged, words, monkeypatch):
     monkeypatch.chdir(forged.parent)
     code, out, err = run(words[0], forged, *words[1:])
@@ -94,9 +94,10 @@ def test_every_file_is_named_with_its_true_size(run, external, tmp_path):
     assert code == 0
     (data,) = tmp_path.glob("*.data")
     last = said.splitlines()[-2:]
-    assert last[0].startswith(f"wrote {out} and {data.name} (")
+    assert last[0].startswith(f"wrote {out} and {data.name} in ")
     read = sum(file.stat().st_size for file in external.parent.iterdir())
-    assert f"({read / 1000:.1f} kB -> {(out.stat().st_size + data.stat().st_size) / 1000:.1f} kB)" in last[0]
+    written = out.stat().st_size + data.stat().st_size
+    assert ["size", f"{read / 1000:.1f}", "kB", f"{written / 1000:.1f}", "kB"] in [*map(str.split, said.splitlines())]
     assert last[1] == "the model needs its data file beside it, under that name: copy both"
 
 

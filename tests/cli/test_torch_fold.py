@@ -78,7 +78,7 @@ def files():
 
 def test_the_whole_road_to_onnx(run):
     """Factory → .onnx: no BN, runs in onnxruntime, equals eager in float64, names and axes as asked."""
-    code, out, err = run("fold", "nets:Net", *IMAGE, "--dynamic", "image:0=batch", "-o", "out.onnx", *QUICK)
+    code, out, err = run("fold", "nets:Net", *IMAGE, "--dynamic", "image:0=batch", "-o", "out.onnx", "-v", *QUICK)
     assert (code, err) == (0, "")
     assert "1 BatchNorm: all folded" in out
     assert "bn -> conv (output)" in out

@@ -48,8 +48,9 @@ ARROWS: dict[str, set[str]] = {
     },
     "torch/module": {
         *("algebra", "graph", "planning", "torch/fx", "torch/capture", "torch/lift", "torch/lift/memory"),
-        *("torch/module/rehearsal", "torch/module/trials"),
+        *("torch/module/rehearsal", "torch/module/structure", "torch/module/trials"),
     },
+    "torch/module/structure": {"algebra", "torch/fx", "torch/capture", "torch/module"},
     "torch/module/rehearsal": {"algebra", "graph", "torch/fx", "torch/capture", "torch/module"},
     "torch/module/trials": {"torch/capture", "torch/module"},
     "report": {"planning"},
@@ -92,7 +93,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "api": {
         *("checking", "staging", "planning", "report", "onnx", "onnx/file", "torch/file", "torch/capture"),
-        *("torch/program", "torch/module"),
+        *("torch/program", "torch/module", "torch/module/structure"),
     },
     "__main__": {"cli"},
     "": {"api", "latency", "planning", "report", "verification"},

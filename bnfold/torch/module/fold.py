@@ -13,7 +13,7 @@ from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.module.apply import apply_module
 from bnfold.torch.module.module_planner import ModulePlanner
-from bnfold.torch.module.shaping import Restructuring, restructuring_of
+from bnfold.torch.module.structure.restructuring import Restructuring, restructuring_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

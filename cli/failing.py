@@ -8,7 +8,7 @@ import typer
 
 from bnfold.errors import BnfoldError
 
-from .terminal import say_json, tell
+from .shared.terminal import say_json, tell
 
 SCHEMA = "bnfold.error/1"
 USAGE_EXIT_CODE = 2

@@ -5,6 +5,7 @@ because nothing was in its way. It goes into the metadata of the file, with what
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -90,9 +91,10 @@ def restructure(module: nn.Module, changes: Restructuring, state: Mapping[str, T
     """
     _require_like(module, changes)
     edits = Edits((), _writes(changes.added, state), _writes(changes.computed, state), _removed(changes))
-    _require_fit(apply_module(shadow(module), edits, inplace=True), state)
+    is_meta = any(tensor.is_meta for tensor in module.state_dict().values() if isinstance(tensor, Tensor))
+    trial = deepcopy(module) if is_meta else shadow(module)
+    _require_fit(apply_module(trial, edits, inplace=True), state)
     folded = apply_module(module, edits, inplace=True)
-    is_meta = any(tensor.is_meta for tensor in folded.state_dict().values() if isinstance(tensor, Tensor))
     folded.load_state_dict(state, assign=is_meta)
     return folded
 
