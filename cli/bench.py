@@ -43,13 +43,16 @@ def bench(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads within an operator; left out, the runtime chooses.")
+        int | None, typer.Option(metavar="N", min=1, help="Threads within an operator; left out, the runtime chooses.")
     ] = None,
     mapping: options.Map = None,
     seconds: Annotated[
-        float, typer.Option(help="Time for each model and batch size, with warm-up; a slow model may take longer.")
+        float,
+        typer.Option(
+            metavar="S", help="Time for each model and batch size, with warm-up; a slow model may take longer."
+        ),
     ] = 3.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of made-up data.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of made-up data.")] = 0,
     shapes: options.Input = None,
     inputs: options.Inputs = None,
     value_ranges: options.ValueRange = None,

@@ -136,6 +136,7 @@ def fold(
                 elif no_verify:
                     report = _unverified("--no-verify was asked for")
                 else:
+                    progress("comparing each changed region exactly")
                     with stdout_kept():
                         report = job.verified(staged.path)
                 good = report.verdict in ("pass", "skipped")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-INPUTS_PANEL = "Verification"
+INPUTS_PANEL = "Inputs"
+VERIFICATION_PANEL = "Verification"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -56,32 +57,40 @@ Device = Annotated[
         "--device",
         metavar="auto|cpu|cuda|tensorrt",
         help="Where to verify. auto takes the GPU if it works; the others never fall back.",
-        rich_help_panel=INPUTS_PANEL,
+        rich_help_panel=VERIFICATION_PANEL,
     ),
 ]
 Samples = Annotated[
-    int, typer.Option("--samples", min=1, help="Made-up samples to compare.", rich_help_panel=INPUTS_PANEL)
+    int,
+    typer.Option(
+        "--samples", metavar="N", min=1, help="Made-up samples to compare.", rich_help_panel=VERIFICATION_PANEL
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of made-up data.", rich_help_panel=INPUTS_PANEL)]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="Seed of made-up data.", rich_help_panel=INPUTS_PANEL)
+]
 Rtol = Annotated[
     float | None,
     typer.Option(
         "--rtol",
+        metavar="X",
         min=0.0,
         help="Relative tolerance; with it, or --atol, tolerances decide instead of the model's own rounding noise.",
-        rich_help_panel=INPUTS_PANEL,
+        rich_help_panel=VERIFICATION_PANEL,
     ),
 ]
 Atol = Annotated[
     float | None,
-    typer.Option("--atol", min=0.0, help="Absolute tolerance, see --rtol.", rich_help_panel=INPUTS_PANEL),
+    typer.Option(
+        "--atol", metavar="X", min=0.0, help="Absolute tolerance, see --rtol.", rich_help_panel=VERIFICATION_PANEL
+    ),
 ]
 Tf32 = Annotated[
     bool,
     typer.Option(
         "--tf32",
         help="Run the result once more on CUDA with TF32 and optimisations on, and report that beside the verdict.",
-        rich_help_panel=INPUTS_PANEL,
+        rich_help_panel=VERIFICATION_PANEL,
     ),
 ]
 Timeout = Annotated[
@@ -90,7 +99,7 @@ Timeout = Annotated[
         "--timeout",
         metavar="S",
         help="Longest time for one run of a model, in seconds; 600 if left out.",
-        rich_help_panel=INPUTS_PANEL,
+        rich_help_panel=VERIFICATION_PANEL,
     ),
 ]
 
