@@ -126,7 +126,9 @@ def _load_sample(file: str) -> dict[str, Array]:
             data = np.load(handle, allow_pickle=False)
             if isinstance(data, np.lib.npyio.NpzFile):
                 return {name: data[name] for name in data.files}
-            return {NAMELESS: data}
+            if file.endswith(".npy"):
+                return {NAMELESS: data}
+            raise _not_npz(file)
     except BnfoldError:
         raise
     except OSError as error:

@@ -360,7 +360,7 @@ USAGE = [
     (("fold", "nets:Net", *IMAGE, "--kwargs", "{", "-o", "out.pt2"), "--kwargs is not JSON"),
     (("fold", "nets:Net", *IMAGE, "--kwargs", "[3]", "-o", "out.pt2"), "--kwargs is not a JSON object"),
     (("fold", "nets:Net", *IMAGE, "--kwargs", '{"depth": 3}', "-o", "out.pt2"), "cannot be called with depth"),
-    (("fold", "nets:Net", *IMAGE, "--dynamic", "image", "-o", "out.pt2"), "is not NAME:AXIS=NAME"),
+    (("fold", "nets:Net", *IMAGE, "--dynamic", "image", "-o", "out.pt2"), "is not NAME:AXIS=SIZE"),
     (("fold", "nets:Net", *IMAGE, "--dynamic", "image:7=n", "-o", "out.pt2"), "4 dimensions, so axis 7 cannot vary"),
     (("fold", "nets:Net", *IMAGE, "--dynamic", "scale:0=n", "-o", "out.pt2"), "'scale'"),
     (("fold", "nets:Net", *IMAGE, "--val-range", "scale:0,1", "-o", "out.pt2"), "'scale'"),

@@ -85,7 +85,7 @@ def test_a_folder_has_a_sample_in_each_file(tmp_path):
 
 
 def test_a_folder_without_data_is_an_error(tmp_path):
-    with pytest.raises(ModelLoadError, match=r"has no \.npz files"):
+    with pytest.raises(ModelLoadError, match=r"has no \.npz or \.npy files"):
         load_inputs(tmp_path)
 
 
