@@ -18,6 +18,7 @@ from .shared.files import describe
 from .shared.jobs import FoldOptions, Job, fold_model
 from .shared.models import CodeOptions, ModelKind, kind_of
 from .shared.modules import stdout_kept
+from .shared.pages import require_page, write_page
 from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
 
@@ -98,6 +99,7 @@ def fold(
     atol: options.Atol = None,
     tf32: options.Tf32 = False,
     timeout: options.Timeout = None,
+    page: options.Page = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -109,6 +111,7 @@ def fold(
     if output is None and not dry_run:
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
+    require_page(page)
     chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
     code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()
@@ -121,7 +124,7 @@ def fold(
         progress("folding")
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
-        source = describe(job.source, hashed=as_json)
+        source = describe(job.source, hashed=as_json or page is not None)
         timings = {"fold": time.perf_counter() - started}
         unmet = require_all and job.plan.batch_norms_left > 0
         if output is None or dry_run or unmet:
@@ -147,9 +150,21 @@ def fold(
         verifies = not (dry_run or no_verify)
         note_unused(context, _unused(model, output, report, verifies=verifies, data=inputs is not None))
     try:
-        if not quiet or as_json:
-            _tell(model, source, output, written, job, report, timings, as_json=as_json, verbose=verbose)
-        elif not good:
+        if not quiet or as_json or page is not None:
+            _tell(
+                model,
+                source,
+                output,
+                written,
+                job,
+                report,
+                timings,
+                page,
+                as_json=as_json,
+                verbose=verbose,
+                quiet=quiet,
+            )
+        if quiet and not as_json and not good:
             tell(f"error: nothing was written; {report.summary_line()}")
     except OutputError as error:
         error.hint = "Nothing was written." if written is None else f"{output} was written all the same."
@@ -191,19 +206,24 @@ def _tell(
     job: Job,
     report: "Report",
     timings_s: Mapping[str, float],
+    page: Path | None,
     *,
     as_json: bool,
     verbose: bool,
+    quiet: bool,
 ) -> None:
     from bnfold.report import complete
 
     from .shared import show
 
-    target = None if output is None or written is None else describe(output, hashed=as_json)
+    target = None if output is None or written is None else describe(output, hashed=as_json or page is not None)
     for note in () if written is None else written.notes:
         tell(f"note: {note}")
+    whole = complete(report, job.plan, source, target, timings_s, (job.ops_before, job.ops_after))
+    write_page(whole, page)
     if as_json:
-        say_json(complete(report, job.plan, source, target, timings_s).to_json())
+        say_json(whole.to_json())
+    if as_json or quiet:
         return
     blocks: list[Block] = [report.summary_line(), "", _before_and_after(job, source, target), ""]
     blocks += show.plan_blocks(model, job.plan, verbose=verbose)

@@ -9,6 +9,7 @@ from .shared.compare import Verification, compare
 from .shared.effects import NO_TF32, note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
+from .shared.pages import require_page, with_files, write_page
 from .shared.pairs import names_of, naming_lines, pair_of
 from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
@@ -44,6 +45,7 @@ def verify(
     atol: options.Atol = None,
     tf32: options.Tf32 = False,
     timeout: options.Timeout = None,
+    page: options.Page = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,6 +53,7 @@ def verify(
 
     Leaves with exit code 1 if they differ or nothing can be concluded.
     """
+    require_page(page)
     with shown(quiet=quiet) as progress, stdout_kept():
         verification = Verification(
             device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
@@ -63,6 +66,8 @@ def verify(
         if report.device is not None and report.device.used != "cuda":
             unused["--tf32"] = NO_TF32
         note_unused(context, unused)
+    if page is not None:
+        write_page(with_files(report, original, folded), page)
     if as_json:
         for line in naming_lines(names, mapping or ()):
             tell(f"note: {line}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bnfold.graph import Kind
 from bnfold.planning.plan import Direction, Plan
 from bnfold.report.records import FileInfo, PlanEntry
 from bnfold.report.report import Report
@@ -22,6 +23,8 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
             kind=fold.kind.value,
             targets=fold.targets,
             direction=_SIDES[fold.direction],
+            path=fold.path,
+            batch_norms=len(fold.nodes) if fold.kind is Kind.BATCH_NORM else 0,
         )
         for fold in plan.folds
     )
@@ -32,6 +35,7 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
             code=entry.code.value,
             reason=entry.reason,
             written=entry.written or None,
+            batch_norms=entry.batch_norms,
         )
         for entry in plan.left
     )
@@ -39,7 +43,12 @@ def plan_entries(plan: Plan) -> tuple[tuple[PlanEntry, ...], tuple[PlanEntry, ..
 
 
 def complete(
-    report: Report, plan: Plan, source: FileInfo, written: FileInfo | None, timings_s: Mapping[str, float]
+    report: Report,
+    plan: Plan,
+    source: FileInfo,
+    written: FileInfo | None,
+    timings_s: Mapping[str, float],
+    operators: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> Report:
     """A report with the plan, the files and the durations of a whole run.
 
@@ -49,7 +58,7 @@ def complete(
         source: The file that was read, or what stands for it where the model is code.
         written: The file that was written, None if none was.
         timings_s: Durations in seconds, added to those of the verification.
-        nbytes: The size of a file with its external data.
+        operators: How many nodes there are of each operator, before and after.
     """
     folds, left = plan_entries(plan)
     return replace(
@@ -62,6 +71,8 @@ def complete(
         input=source,
         output=written,
         timings_s={**report.timings_s, **timings_s},
+        operators_before=operators[0],
+        operators_after=operators[1],
     )
 
 

@@ -195,6 +195,8 @@ class PlanEntry:
         direction: "output" or "input", the side of the targets, or "both": the scale on the output of some, the shift
             on the input of others; None for what was left.
         written: What was left was written as, such as "a 1x1 depthwise Conv"; None where it stays as it is.
+        path: Names of the nodes that it passed on the way, nearest first.
+        batch_norms: How many of the nodes are batch norms.
     """
 
     nodes: tuple[str, ...]
@@ -204,6 +206,8 @@ class PlanEntry:
     targets: tuple[str, ...] = ()
     direction: str | None = None
     written: str | None = None
+    path: tuple[str, ...] = ()
+    batch_norms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class Report:
         assumptions: What the folds take for granted about how a module is called.
         input: The file that was read.
         output: The file that was written.
+        operators_before: How many nodes of each operator the model had; empty unless it was folded.
+        operators_after: How many it has.
     """
 
     verdict: Verdict
@@ -74,6 +76,8 @@ class Report:
     assumptions: tuple[str, ...] = ()
     input: FileInfo | None = None
     output: FileInfo | None = None
+    operators_before: Mapping[str, int] = field(default_factory=dict)
+    operators_after: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The report under schema "bnfold.report/1"; every number is finite."""
@@ -84,6 +88,8 @@ class Report:
             "tool": _tool(),
             "input": to_json_value(self.input),
             "output": to_json_value(self.output),
+            "operators_before": to_json_value(self.operators_before),
+            "operators_after": to_json_value(self.operators_after),
             "device": to_json_value(self.device),
             "folds": to_json_value(self.folds),
             "merges": to_json_value(self.merges),

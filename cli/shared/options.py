@@ -11,6 +11,14 @@ VERIFICATION_PANEL = "Verification"
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (bnfold.report/1) and nothing else.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="PAGE.html|PAGE.md",
+        help="Also write the whole report as a page that stands for itself, or as Markdown for a pull request.",
+    ),
+]
 Input = Annotated[
     list[str] | None,
     typer.Option(

@@ -53,7 +53,8 @@ ARROWS: dict[str, set[str]] = {
     "torch/module/structure": {"algebra", "torch/fx", "torch/capture", "torch/module"},
     "torch/module/rehearsal": {"algebra", "graph", "torch/fx", "torch/capture", "torch/module"},
     "torch/module/trials": {"torch/capture", "torch/module"},
-    "report": {"planning"},
+    "report": {"planning", "graph"},
+    "report/page": {"planning", "report", "staging"},
     "verification": {"report", "torch/capture", "verification/onnx", "verification/torch", "verification/torch/run"}
     | VERIFICATION,
     "verification/judging": {"report"},
@@ -100,8 +101,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"", "cli/shared", "staging", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
         *("", "api", "checking", "staging", "graph", "planning", "report", "verification", "verification/exact"),
-        *("onnx/file", "onnx/proto", "torch/file"),
-        "torch/capture",
+        *("report/page", "onnx/file", "onnx/proto", "torch/file", "torch/capture"),
     },
 }
 

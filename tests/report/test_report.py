@@ -61,20 +61,8 @@ def test_json_has_every_key_of_the_schema():
     document = json.loads(GOOD.to_json())
     assert document["schema"] == "bnfold.report/1"
     assert set(document) == {
-        *(
-            "schema",
-            "verdict",
-            "reason",
-            "tool",
-            "input",
-            "output",
-            "device",
-            "folds",
-            "merges",
-            "apart",
-            "left",
-            "assumptions",
-        ),
+        *("schema", "verdict", "reason", "tool", "input", "output", "device", "folds", "merges", "apart", "left"),
+        *("assumptions", "operators_before", "operators_after"),
         *("sites", "sites_note", "exact", "as_deployed", "outputs", "config", "timings"),
     }
     assert (document["merges"], document["sites"]) == ([], [])
@@ -88,7 +76,7 @@ def test_json_has_every_key_of_the_schema():
 def test_plan_and_files_are_told():
     report = Report(
         Verdict.PASS,
-        folds=(PlanEntry(("bn1",), "batch_norm", targets=("conv1",), direction="output"),),
+        folds=(PlanEntry(("bn1",), "batch_norm", None, None, ("conv1",), "output", ("relu1",), 1),),
         left=(PlanEntry(("bn2",), "batch_norm", "no_target", "nothing takes it"),),
         input=FileInfo("a.onnx", "00", "onnx", 10),
     )
@@ -102,6 +90,8 @@ def test_plan_and_files_are_told():
             "targets": ["conv1"],
             "direction": "output",
             "written": None,
+            "path": ["relu1"],
+            "batch_norms": 1,
         }
     ]
     assert document["left"][0]["reason"] == "nothing takes it"

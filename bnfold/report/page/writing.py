@@ -1,0 +1,51 @@
+"""Puts a page in its place: rendered in full beside its destination, then renamed."""
+
+import os
+from pathlib import Path
+
+from bnfold.errors import OutputError
+from bnfold.report.report import Report
+from bnfold.source_file import reason_of
+from bnfold.staging import private_folder, replace_file, require_writable
+
+SUFFIXES = (".html", ".md")
+
+
+def require_page(path: Path) -> None:
+    """Require that a page can go to a path, before the work that it is to tell of.
+
+    Raises:
+        OutputError: It cannot, or the extension says neither HTML nor Markdown.
+    """
+    require_writable(_resolved(path), SUFFIXES, "a report")
+
+
+def write_page(report: Report, path: str | os.PathLike[str]) -> list[str]:
+    """Write a report as one file that needs nothing else: no network, no script.
+
+    Args:
+        report: What was found. Names in it come from strangers' files; they are escaped.
+        path: Where to; `.html` or `.md` (for a pull request) decides which. What is there is replaced at the very end.
+
+    Returns:
+        What a caller should know of the file, as sentences without a full stop; usually nothing.
+
+    Raises:
+        OutputError: The file cannot be written; what was there is as it was.
+    """
+    require_page(Path(path))
+    from bnfold.report.page.rendering import html, markdown  # a template library is loaded where one is needed
+
+    destination = _resolved(Path(path))
+    text = html(report) if destination.suffix.lower() == ".html" else markdown(report)
+    with private_folder(destination.parent) as folder:
+        staged = folder / destination.name
+        try:
+            staged.write_bytes(text.encode("utf-8"))
+            return replace_file(staged, destination)
+        except OSError as error:
+            raise OutputError(f"The report {destination} cannot be written: {reason_of(error)}.") from error
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
