@@ -15,6 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import conftest  # noqa: F401 - it finds tests/support
+from versions import versions
+
 BNFOLD = "bnfold fold --no-verify"
 
 PEERS = {
@@ -100,7 +105,7 @@ def main() -> None:
 
 def show(model: Path, results: dict[str, list[tuple[float, float]]], left: dict[str, str]) -> None:
     own_s, own_mb = (min(column) for column in zip(*results[BNFOLD], strict=True))
-    print(f"{model.name}, whole process, best of {len(results[BNFOLD])}")
+    print(f"{model.name}, whole process, best of {len(results[BNFOLD])}; {versions()}")
     print("| tool | time | ratio | peak memory | ratio | BN left |")
     print("|---|---|---|---|---|---|")
     for name, runs in results.items():

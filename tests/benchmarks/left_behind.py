@@ -27,6 +27,7 @@ import onnxscript.rewriter
 import zoo
 from exporters import Exporter, Variant, export, quiet
 from moving_networks import NETWORKS
+from versions import versions
 
 import bnfold
 
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=[])
     arguments = parser.parse_args()
     sums: Counter[str] = Counter()
-    print(f"| file | BN | {' | '.join(TOOLS)} |\n|---|---|{'---|' * len(TOOLS)}")
+    print(f"{versions()}\n\n| file | BN | {' | '.join(TOOLS)} |\n|---|---|{'---|' * len(TOOLS)}")
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files(Path(folder), arguments.networks):
             before = count(onnx.load(path))
