@@ -194,9 +194,9 @@ class PlanEntry:
         targets: Names of the nodes that absorbed it.
         direction: "output" or "input", the side of the targets, or "both": the scale on the output of some, the shift
             on the input of others; None for what was left.
-        written: What was left was written as, such as "a 1x1 depthwise Conv"; None where it stays as it is.
         path: Names of the nodes that it passed on the way, nearest first.
         batch_norms: How many of the nodes are batch norms.
+        written: What was left was written as, such as "a 1x1 depthwise Conv"; None where it stays as it is.
     """
 
     nodes: tuple[str, ...]
@@ -205,9 +205,9 @@ class PlanEntry:
     reason: str | None = None
     targets: tuple[str, ...] = ()
     direction: str | None = None
-    written: str | None = None
     path: tuple[str, ...] = ()
     batch_norms: int = 0
+    written: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
