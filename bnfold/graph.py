@@ -37,6 +37,7 @@ class Op(StrEnum):
     GATHER = "gather"
     EXPAND = "expand"
     ADD = "add"
+    MEAN = "mean"
     MUL = "mul"
     DIV = "div"
     AVERAGE = "average"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from bnfold.graph import AffineNode, Graph, MapNode, Node, Op, OpNode, Value
 from bnfold.rules.table import is_elementwise
 
-_BROADCASTS = frozenset({Op.ADD, Op.MUL, Op.DIV})
+_BROADCASTS = frozenset({Op.ADD, Op.MEAN, Op.MUL, Op.DIV})
 
 
 def never_empty(graph: Graph) -> set[Value]:

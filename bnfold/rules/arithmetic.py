@@ -1,7 +1,7 @@
 """Operators that combine the elements of two values, and those that treat each element of one.
 
     s·(a + b) + t = (s·a + t) + s·b        s·(a · b) = (s·a) · b        s·(a / b) = (s·a) / b
-    s·relu(x) = relu(s·x) for s ≥ 0
+    s·mean(a, b) + t = mean(s·a + 2·t, s·b)        s·relu(x) = relu(s·x) for s ≥ 0
 
 An array passes to an operand only if it is constant along every axis along which the operand is broadcast.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnfold.algebra.rounding import Float64Array
-from bnfold.graph import OpNode, Signs
+from bnfold.graph import Op, OpNode, Signs
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
 from bnfold.rules.shapes import narrowed, widened
@@ -28,8 +28,15 @@ def _not_linear(node: OpNode, part: Part) -> Stop:
 
 
 def _signs(node: OpNode) -> tuple[int, ...]:
+    if node.op is Op.MEAN:
+        return (1,) * len(node.inputs)
     assert isinstance(node.parameters, Signs)  # the front-end's contract, see graph.py
     return node.parameters.signs
+
+
+def _divisor(node: OpNode) -> int:
+    """What a sum is divided by."""
+    return len(node.inputs) if node.op is Op.MEAN else 1
 
 
 def _rank(node: OpNode, arrays: Arrays) -> int:
@@ -46,7 +53,8 @@ def _add_backward(node: OpNode, _: int, array: Float64Array, part: Part) -> Sequ
     ways: list[Arrays] = []
     for position, (operand, sign) in enumerate(zip(carried, _signs(node), strict=True)):
         if operand is not None:
-            ways.append(tuple(sign * operand if at == position else None for at in range(len(carried))))
+            moved = sign * _divisor(node) * operand
+            ways.append(tuple(moved if at == position else None for at in range(len(carried))))
     return ways or _is_broadcast(node, 0)
 
 
@@ -60,7 +68,7 @@ def _add_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
         total = moved[0]
         for array in moved[1:]:
             total = total + array
-        return (total,)
+        return (total / _divisor(node),)
     scales = [array for array in given if array is not None]
     if len(scales) < len(given) or not all(_same(scales[0], array) for array in scales[1:]):
         reason = f"the inputs of {node.op_type} '{node.name}' do not all carry the same scale"
@@ -138,7 +146,7 @@ def _relu_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
     return carried if isinstance(carried, Stop) else (carried,)
 
 
-ADD = Row(_add_backward, _add_forward)
+ADD = MEAN = Row(_add_backward, _add_forward)
 MUL = Row(_mul_backward, _mul_forward)
 DIV = Row(_div_backward, _div_forward)
 RELU = Row(_relu_backward, _relu_forward)

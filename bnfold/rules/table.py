@@ -14,6 +14,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 | gather | s, t if no element is taken twice | s, t |
 | expand (Tile) | s, t if constant along what is repeated | s, t |
 | add (Sub, Sum) | s to all inputs, t to one of them | t; s if all inputs carry the same |
+| mean (of several values) | s to all inputs, n·t to one of n | t/n; s if all inputs carry the same |
 | mul | s to one input | s |
 | div | s to the numerator | s of the numerator |
 | average (AveragePool, ReduceMean, GlobalAveragePool) | s, t if constant along what is averaged | s, t |
@@ -87,6 +88,7 @@ TABLE: dict[Op, Row] = {
     Op.DEPTH_TO_SPACE: rearranging.DEPTH_TO_SPACE,
     Op.SPACE_TO_DEPTH: rearranging.SPACE_TO_DEPTH,
     Op.ADD: arithmetic.ADD,
+    Op.MEAN: arithmetic.MEAN,
     Op.MUL: arithmetic.MUL,
     Op.DIV: arithmetic.DIV,
     Op.RELU: arithmetic.RELU,

@@ -43,7 +43,7 @@ from bnfold.onnx.proto.order import execution_order
 from bnfold.onnx.proto.schemas import foreign_attribute
 from bnfold.reasons import Stop, StopCode
 
-_JOINS = frozenset({Op.ADD, Op.MUL, Op.DIV, Op.CONCAT})
+_JOINS = frozenset({Op.ADD, Op.MEAN, Op.MUL, Op.DIV, Op.CONCAT})
 """Operators that affines move past to several inputs."""
 
 _READS_TYPE_ONLY = frozenset(

@@ -125,6 +125,7 @@ _BROADCASTING: dict[str, Callable[[int], Lifted]] = {
     "Add": lambda _: (Op.ADD, Signs((1, 1))),
     "Sub": lambda _: (Op.ADD, Signs((1, -1))),
     "Sum": lambda count: (Op.ADD, Signs((1,) * count)),
+    "Mean": lambda _: (Op.MEAN, None),
     "Mul": lambda _: (Op.MUL, None),
     "Div": lambda _: (Op.DIV, None),
 }

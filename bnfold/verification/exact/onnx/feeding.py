@@ -63,6 +63,8 @@ def _divided_by(node: onnx.NodeProto, types: ValueTypes) -> int:
         if whole or int_attribute(node, "count_include_pad", 0):
             return math.prod(kernel)
         return math.prod(math.lcm(*range(1, size + 1)) for size in kernel)
+    if is_standard(node, "Mean"):
+        return len(node.input)
     if is_standard(node, "GlobalAveragePool", "ReduceMean"):
         source, target = static_shape(types, node.input[0]), static_shape(types, node.output[0])
         if source and target:

@@ -178,7 +178,7 @@ def _prelu(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: 
     return [emitter.node("Mul", [data.magnitude(), steepest])]
 
 
-def _concat(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+def _same_of_magnitudes(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
     return emitter.like(node, [operand.magnitude() for operand in _given(read)])
 
 
@@ -198,7 +198,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     "PRelu": _prelu,
     "Pad": _pad,
-    "Concat": _concat,
+    **dict.fromkeys(("Concat", "Mean"), _same_of_magnitudes),
 }
 
 
