@@ -27,7 +27,8 @@ def repair(model: OnnxModel) -> bool:
         for value in graph.output:
             if not value.HasField("type") and value.name in proved:
                 value.type.CopyFrom(proved[value.name])
-                value.type.tensor_type.ClearField("shape")
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.ClearField("shape")
         for value in (*graph.output, *graph.value_info):
             if value.type.HasField("tensor_type"):
                 _declare_truth(value, types.get(value.name, (None, ""))[0])

@@ -153,7 +153,17 @@ def skeleton_for_inference(model: OnnxModel) -> onnx.ModelProto:
     proto: onnx.ModelProto = onnx.ModelProto.FromString(
         skeleton.for_inference(model.proto.SerializeToString(), model.store)
     )
+    _give_up_sparse(proto.graph)
     return proto
+
+
+def _give_up_sparse(graph: onnx.GraphProto) -> None:
+    """Makes inputs of sparse initializers: no operator takes a sparse tensor, and runtimes make them dense."""
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
+        for sparse in graph.sparse_initializer
+    )
+    del graph.sparse_initializer[:]
 
 
 def _model_file(path: Path) -> SourceFile:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import onnx.shape_inference
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
@@ -73,7 +73,6 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
     normalise(skeleton)
     skeleton.ir_version = max(skeleton.ir_version, _INITIALIZERS_ARE_INPUTS_BEFORE)
     read_as_standard(skeleton)
-    _give_up_sparse(skeleton.graph)
     open_sizes = _name_open_sizes(skeleton.graph)
     declared = _take_declared(skeleton.graph)
     result = _inferred(model, skeleton, open_sizes)
@@ -108,15 +107,6 @@ def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
         except _INFERENCE_ERRORS:
             continue
     return skeleton
-
-
-def _give_up_sparse(graph: onnx.GraphProto) -> None:
-    """Makes inputs of sparse initializers: no operator takes a sparse tensor, and runtimes make them dense."""
-    graph.input.extend(
-        helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
-        for sparse in graph.sparse_initializer
-    )
-    del graph.sparse_initializer[:]
 
 
 def _name_open_sizes(graph: onnx.GraphProto) -> frozenset[str]:

@@ -130,6 +130,51 @@ class TestGate:
         head = "s = Shape(z) flat = Reshape(z, s) y = Relu(flat)"
         assert check(conv_bn(head=head)).verdict is Verdict.PASS
 
+    @pytest.mark.parametrize(
+        ("outputs", "tail"),
+        [
+            ("seq(float[n,c,p,q]) y", "y = SequenceConstruct(v, z)"),
+            ("optional(float[n,c,p,q]) y", "y = Optional(z)"),
+        ],
+    )
+    def test_outputs_that_are_no_tensors(self, outputs: str, tail: str) -> None:
+        text = f"g (float[N,4,H,W] x) => ({outputs}) {{ u = Conv(x, w) v = BatchNormalization(u, p_g, p_b, p_m, p_v)"
+        constants = {"w": random(4, 4, 1, 1)} | batch_norm(4, "p")
+        model = parse(text + f" z = Relu(v) {tail} }}", **{n: a.astype(np.float32) for n, a in constants.items()})
+        found = check(model)
+        assert (found.verdict, found.equal) == (Verdict.PASS, 1)
+
+    def test_a_sequence_inside_a_nested_graph(self) -> None:
+        text = (
+            "g (float[N,4,5,5] x, bool flag) => (float[m,4,5,5] y) { q = If(flag) <then_branch = t () =>"
+            " (seq(float[k,4,5,5]) p) { a = Conv(x, w) b = BatchNormalization(a, p_g, p_b, p_m, p_v) c = Conv(b, w)"
+            " p = SequenceConstruct(b, c) }, else_branch = e () => (seq(float[k,4,5,5]) r)"
+            " { r = SequenceConstruct(x) }> y = ConcatFromSequence<axis=0>(q) }"
+        )
+        constants = {"w": random(4, 4, 1, 1)} | batch_norm(4, "p")
+        model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+        assert check(model).verdict is Verdict.PASS
+
+    def test_a_sparse_weight_beside_a_bn_that_stays(self) -> None:
+        text = "g (float[N,4] x) => (float[N,4] y) { a = MatMul(x, w) y = BatchNormalization(a, p_g, p_b, p_m, p_v) }"
+        model = parse(text, **{name: array.astype(np.float32) for name, array in batch_norm(4, "p").items()})
+        values = onnx.numpy_helper.from_array(random(2).astype(np.float32), "w")
+        places = onnx.numpy_helper.from_array(np.array([1, 7]), "places")
+        model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [4, 4]))
+        found = check(model, FoldOptions(leftover=Leftover.MUL_ADD))
+        assert (found.verdict, found.regions, found.equal) == (Verdict.PASS, 1, 1)
+
+    @pytest.mark.parametrize("reader", ["RandomUniformLike(b)", "RandomNormalLike(b)"])
+    def test_what_draws_random_numbers_is_not_run(self, reader: str) -> None:
+        text = (
+            "g (float[N,4,5,5] x) => (float[N,4,5,5] y, float[n,4,5,5] r) { a = Conv<pads=[1,1,1,1]>(x, k)"
+            f" b = Conv(x, w) s = Add(a, b) y = BatchNormalization(s, p_g, p_b, p_m, p_v) r = {reader} }}"
+        )
+        constants = {"k": random(4, 4, 3, 3), "w": random(4, 4, 1, 1)} | batch_norm(4, "p")
+        found = check(parse(text, **{name: array.astype(np.float32) for name, array in constants.items()}))
+        assert (found.verdict, found.equal) == (Verdict.INCONCLUSIVE, 1)
+        assert "draws random numbers" in found.reason
+
     def test_inside_a_nested_graph(self) -> None:
         text = (
             "g (float[1,4,5,5] x, bool flag) => (float[1,4,5,5] y) { y = If(flag) <then_branch = t ()"

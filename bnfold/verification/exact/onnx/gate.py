@@ -13,8 +13,8 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.fold import FoldedOnnx, FoldOptions, fold_checked
 from bnfold.onnx.lift.functions import inline_weight_arguments
 from bnfold.onnx.lift.types import ValueTypes
-from bnfold.onnx.proto.names import all_graphs
 from bnfold.onnx.proto.normalise import normalise
+from bnfold.onnx.proto.walk import all_nodes
 from bnfold.report.records import Exact, Unproved, Verdict
 from bnfold.verification.exact.judging import summed_up
 from bnfold.verification.exact.numbers import Numbers
@@ -71,9 +71,9 @@ def _check(model: OnnxModel, real: FoldedOnnx, options: FoldOptions) -> Exact:
 def _structure(model: OnnxModel) -> list[tuple[object, ...]]:
     """The nodes of a model that compute with data."""
     nodes = []
-    for graph in all_graphs(model.proto):
+    for graph in (model.proto.graph, *model.proto.functions):
         known = made_of_shapes(graph)
-        for node in graph.node:
+        for node in all_nodes(graph.node):
             if not known.issuperset(filter(None, node.output)):
                 reads = ["" if name in known else name for name in node.input]
                 numbers = [tuple(given.ints) for given in node.attribute if given.ints]

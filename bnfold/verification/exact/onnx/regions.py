@@ -18,6 +18,7 @@ from bnfold.onnx.proto.names import label
 from bnfold.verification.exact.judging import NotCutError
 from bnfold.verification.exact.onnx.cutting import Cut, reads_of
 from bnfold.verification.onnx.outputs.deciding import made_of_shapes
+from bnfold.verification.onnx.outputs.randomness import find_random_node
 from bnfold.verification.onnx.sites.edges import Edges, roundoff
 from bnfold.verification.onnx.sites.emitter import Emitter
 from bnfold.verification.onnx.sites.model import inlined
@@ -78,6 +79,7 @@ def regions_of(original: OnnxModel, folded: OnnxModel) -> tuple[OnnxModel, Pairi
 class _Cutter:
     def __init__(self, original: OnnxModel, folded: OnnxModel, pairing: Pairing) -> None:
         self._changed, self._partners = pairing.changed, pairing.partners
+        self._original = original.proto
         self._emitter = Emitter([original.proto, folded.proto])
         self._edges = Edges(self._emitter, original)
         graph = original.proto.graph
@@ -135,6 +137,9 @@ class _Cutter:
             value = self._partners[name]
             expected = cut.original_value(value, self._entries_of(name), self._shared)
             result.append(End(value, expected, found[name]))
+        random = find_random_node(self._original, (*(self._changed[at] for at in members), *cut.originals.values()))
+        if random:
+            raise NotCutError(f"it is not run, as {random} draws random numbers")
         entries = {new: old for old, new in cut.entries.items()}
         return Region(nodes, tuple(result), entries, cut)
 

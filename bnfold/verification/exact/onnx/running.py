@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from bnfold.verification.exact.judging import judge
 from bnfold.verification.exact.onnx.cutting import reads_of
 from bnfold.verification.exact.onnx.feeding import feed
 from bnfold.verification.exact.onnx.regions import Region
+from bnfold.verification.judging.leaves import is_part_of
 from bnfold.verification.onnx.sites.model import embed_attributes
 from bnfold.verification.runtime.devices import cpu_device
 from bnfold.verification.runtime.initializers import drop_unused_initializers
@@ -99,16 +100,21 @@ class Runner:
         results = self._session.run(feed(self._region, types, self._dtypes, seed))
         worst = Verdict.PASS, "", ""
         for end in self._region.ends:
-            verdict, clause = judge(_array(results[end.expected]), _array(results[end.found]))
-            if verdict is Verdict.FAIL:
-                return verdict, end.value, clause
-            if verdict is not Verdict.PASS:
-                worst = verdict, end.value, clause
+            expected, found = _parts(results, end.expected), _parts(results, end.found)
+            if expected.keys() != found.keys():
+                return Verdict.FAIL, end.value, "has another number of elements, or others"
+            for part, array in expected.items():
+                verdict, clause = judge(array, found[part])
+                if verdict is Verdict.FAIL:
+                    return verdict, end.value, clause
+                if verdict is not Verdict.PASS:
+                    worst = verdict, end.value, clause
         return worst
 
 
-def _array(value: object) -> Array:
-    return np.asarray(value)
+def _parts(results: Mapping[str, object], end: str) -> dict[str, Array]:
+    """The tensors that a value holds, itself if it is one, by what follows its name."""
+    return {leaf[len(end) :]: np.asarray(held) for leaf, held in results.items() if is_part_of(leaf, end)}
 
 
 def _runnable(data_type: int) -> int:
@@ -129,7 +135,8 @@ def _widen(model: OnnxModel) -> None:
             for graph in (given.g, *given.graphs):
                 held += graph.initializer
                 for value in (*graph.input, *graph.output, *graph.value_info):
-                    value.type.tensor_type.elem_type = _runnable(value.type.tensor_type.elem_type)
+                    if value.type.HasField("tensor_type"):
+                        value.type.tensor_type.elem_type = _runnable(value.type.tensor_type.elem_type)
     for tensor in held:
         if tensor.data_type in _OTHER_FLOATS:
             tensor.CopyFrom(numpy_helper.from_array(model.array(tensor).astype(np.float32), tensor.name))

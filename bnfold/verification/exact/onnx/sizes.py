@@ -108,5 +108,6 @@ def _with_sizes(model: OnnxModel, declared: Sequence[DeclaredInput], sizes: Mapp
                 dim.Clear()
     if sizes:
         for value in copy.proto.graph.output:
-            value.type.tensor_type.ClearField("shape")
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
     return copy

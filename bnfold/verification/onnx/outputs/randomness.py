@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 from onnx import numpy_helper
 
 from bnfold.onnx.proto.names import all_graphs, is_standard, label
+from bnfold.onnx.proto.walk import all_nodes
 
 _RANDOM_OPS = (
     "RandomNormal",
@@ -18,14 +21,22 @@ _RANDOM_OPS = (
 _TRAINING_MODE_INPUT = 2  # of Dropout, from opset 12 on; before, Dropout is the identity
 
 
-def find_random_node(model: onnx.ModelProto) -> str | None:
-    """What a message calls the first node that draws random numbers, nested ones included; or None."""
-    for graph in all_graphs(model):
-        for node in graph.node:
-            if is_standard(node, *_RANDOM_OPS):
-                return f"{node.op_type} {label(node)!r}"
-            if is_standard(node, "Dropout") and _may_train(node, model):
-                return f"Dropout {label(node)!r} in training mode"
+def find_random_node(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto] | None = None) -> str | None:
+    """Finds what draws random numbers.
+
+    Args:
+        model: The model.
+        nodes: Those of its nodes that are asked about; all of them if left out.
+
+    Returns:
+        What a message calls the first such node, nested ones included; or None.
+    """
+    asked = (node for graph in all_graphs(model) for node in graph.node) if nodes is None else all_nodes(nodes)
+    for node in asked:
+        if is_standard(node, *_RANDOM_OPS):
+            return f"{node.op_type} {label(node)!r}"
+        if is_standard(node, "Dropout") and _may_train(node, model):
+            return f"Dropout {label(node)!r} in training mode"
     return None
 
 

@@ -81,7 +81,8 @@ class _Matching:
     def result(self) -> Pairing:
         inputs = [value.name for value in self._folded.input]
         tensors = [tensor.name for tensor in self._folded.initializer if tensor.name not in self._own_tensors]
-        self._partners |= {name: name for name in (*inputs, *tensors) if name in self._values}
+        sparse = [tensor.values.name for tensor in self._folded.sparse_initializer]
+        self._partners |= {name: name for name in (*inputs, *tensors, *sparse) if name in self._values}
         for name in self._own_tensors:
             self._partners.pop(name, None)
         changed = []
