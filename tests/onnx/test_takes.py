@@ -187,6 +187,16 @@ def test_a_model_without_oddities_is_not_repaired() -> None:
     assert not bnfold.fold(model, only=("bn",), skip=("bn",), leftover="keep", repair=True).changed
 
 
+def test_a_repaired_output_that_is_a_sequence_stays_one() -> None:
+    text = TEXT.replace("(float[2,4,6,6] y)", "(seq(float[2,4,6,6]) y)").replace("Relu (n)", "SequenceConstruct (n)")
+    constants = {"w": random(4, 3, 3, 3), **batch_norm(4)}
+    model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+    model.graph.output[0].ClearField("type")
+    repaired = bnfold.fold(model, repair=True).model
+    assert repaired.graph.output[0].type.WhichOneof("value") == "sequence_type"
+    np.testing.assert_allclose(run(repaired), run(model), rtol=1e-5, atol=1e-5)
+
+
 def test_a_repair_alone_is_a_change() -> None:
     model = network()
     unsorted(model)

@@ -130,6 +130,15 @@ class TestGate:
         head = "s = Shape(z) flat = Reshape(z, s) y = Relu(flat)"
         assert check(conv_bn(head=head)).verdict is Verdict.PASS
 
+    @pytest.mark.parametrize("average", ["GlobalAveragePool(a)", "ReduceMean<axes=[2,3]>(a)"])
+    @pytest.mark.parametrize("seed", [2, 5, 6])
+    def test_an_average_over_a_large_image(self, average: str, seed: int) -> None:
+        text = "g (float[N,4,H,W] x) => (float[N,4,1,1] y) { a = Conv(x, w)"
+        text += f" b = {average} c = BatchNormalization(b, p_g, p_b, p_m, p_v) y = Relu(c) }}"
+        constants = {"w": random(4, 4, 1, 1, seed=seed)} | batch_norm(4, "p", seed=seed)
+        found = check(parse(text, **{name: array.astype(np.float32) for name, array in constants.items()}))
+        assert (found.verdict, found.equal) == (Verdict.PASS, 1), found.reason
+
     @pytest.mark.parametrize(
         ("outputs", "tail"),
         [

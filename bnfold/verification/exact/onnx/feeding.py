@@ -1,4 +1,4 @@
-"""What a region is fed: small integers of both signs, in multiples by which every average comes out whole."""
+"""What a region is fed: small integers of both signs, in multiples by which every average comes out exact."""
 
 from __future__ import annotations
 
@@ -47,11 +47,15 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
 
 
 def _multiple(nodes: Iterable[onnx.NodeProto], types: ValueTypes) -> int:
-    """What whole numbers have to be multiples of to be whole behind all the averages on a way through the nodes."""
+    """What whole numbers have to be multiples of to be exact behind all the averages on a way through the nodes.
+
+    Powers of two divide exactly, and multiples of them would only make sums over large windows too large to be exact.
+    """
     needed: dict[str, int] = {}
     for node in nodes:
         before = math.lcm(*(needed.get(name, 1) for name in node.input))
-        needed |= dict.fromkeys(node.output, before * _divided_by(node, types))
+        divisor = _divided_by(node, types)
+        needed |= dict.fromkeys(node.output, before * (divisor // (divisor & -divisor)))
     return math.lcm(*needed.values())
 
 
@@ -68,5 +72,5 @@ def _divided_by(node: onnx.NodeProto, types: ValueTypes) -> int:
     if is_standard(node, "GlobalAveragePool", "ReduceMean"):
         source, target = static_shape(types, node.input[0]), static_shape(types, node.output[0])
         if source and target:
-            return math.prod(source) // max(1, math.prod(target))
+            return max(1, math.prod(source) // max(1, math.prod(target)))
     return 1
