@@ -5,7 +5,7 @@ through, results that are computed again included, stays within a multiple of th
 casts or scales a weight that is in the file, and takes a few percent of either.
 """
 
-_FREE_NBYTES = 32 << 20
+_FREE_NBYTES = 64 << 20
 _PER_MODEL = 2
 _PASSES = 32
 _EACH_NBYTES = 1 << 16  # what an evaluation costs that goes through nothing
