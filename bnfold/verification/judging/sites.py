@@ -3,7 +3,7 @@
     ratio = max |folded − original| / (u · Σ |terms|)      per channel, u the unit roundoff of the storage type
 
 Two correct ways to compute one sum differ by a small multiple of u · Σ |terms|, whatever the network; a fault does not
-depend on u at all.
+depend on u at all. To the terms belongs how far a sum of one sign is carried while it grows; see `drift`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bnfold.onnx.file.load import from_proto
 from bnfold.report import Site, Verdict
 from bnfold.verification import verify
 from bnfold.verification.judging.sites import SITE_LIMIT, Probe, judge_site
-from bnfold.verification.onnx.sites import measure
+from bnfold.verification.onnx.sites import bounds, measure
 from bnfold.verification.onnx.sites.measure import measure_sites
 from bnfold.verification.onnx.sites.model import build_sites_model
 from bnfold.verification.runtime.devices import cpu_device
@@ -159,6 +159,45 @@ def test_a_large_fault_is_not_explained_away_by_a_longer_region():
     assert verdicts(gate(first, graph(right, **arrays))) == {"n": Verdict.PASS, "o": Verdict.PASS}
     wrong = gate(first, graph(right, **{**arrays, "w": 2 * FOLDED["w"]}))
     assert verdicts(wrong) == {"n": Verdict.FAIL, "o": Verdict.PASS}
+
+
+ONE_SIGN = {
+    "Conv": ("[1, 512, 4, 4]", "Conv(x, w)", (16, 512, 3, 3), 1),
+    "grouped Conv": ("[1, 1024, 4, 4]", "Conv<group = 2>(x, w)", (16, 512, 3, 3), 1),
+    "ConvTranspose": ("[1, 2048, 4, 4]", "ConvTranspose<strides = [2, 2]>(x, w)", (2048, 16, 3, 3), 1),
+    "Gemm": ("[64, 4096]", "Gemm<transB = 1>(x, w)", (16, 4096), 1),
+    "MatMul": ("[64, 4096]", "MatMul(x, w)", (4096, 16), 1),
+    "MatMul from the left": ("[4096, 64]", "MatMul(w, x)", (16, 4096), 0),
+}
+
+
+@pytest.mark.parametrize(("shape", "operation", "weight", "axis"), ONE_SIGN.values(), ids=ONE_SIGN)
+def test_sums_of_terms_with_one_sign_keep_their_margin(monkeypatch, shape, operation, weight, axis):
+    """Trained layers have channels whose terms all have one sign; their rounding grows with the number of terms."""
+    rng = np.random.default_rng(0)
+    sizes = [int(size) for size in shape.strip("[]").split(",")]
+    feed = {"x": rng.random(sizes).astype(np.float32)}
+    channels = 16
+    scale = rng.uniform(0.5, 2, channels)
+    along = np.ones(len(sizes), int)
+    along[axis] = channels
+    there = list(weight).index(channels)
+    stored = rng.random(weight)
+    folded_weight = stored * scale.reshape([-1 if index == there else 1 for index in range(len(weight))])
+    rank = ", ".join("?" for _ in sizes)
+    first = graph(
+        f"g (float{shape} x) => (float[{rank}] y) {{ h = {operation} y = Mul(h, s) }}", w=stored, s=scale.reshape(along)
+    )
+    second = graph(f"g (float{shape} x) => (float[{rank}] y) {{ y = {operation} }}", w=folded_weight)
+    (site,) = gate(first, second, feed).sites
+    assert site.verdict is Verdict.PASS
+    assert site.ratio < SITE_LIMIT / 3
+    wrong = graph(f"g (float{shape} x) => (float[{rank}] y) {{ y = {operation} }}", w=folded_weight * 1.001)
+    (failing,) = gate(first, wrong, feed).sites
+    assert failing.ratio > 2 * SITE_LIMIT
+    monkeypatch.setattr(bounds, "drift", lambda terms: 0.0)
+    (without,) = gate(first, second, feed).sites
+    assert without.ratio > 4 * site.ratio
 
 
 @pytest.mark.parametrize("rest", ["y = Neg(x)", "h = Softmax(c) y = Neg(h)"], ids=["nobody", "what has no bound"])

@@ -1,14 +1,16 @@
 """How large the rounding error of a region may be: the sum of the absolute values of all terms of its result.
 
 A sum of products computed in floating point is off by at most a small multiple of u · Σ |terms| (Higham, "Accuracy and
-Stability of Numerical Algorithms", section 3.1). So magnitudes are carried through a region in place of values:
+Stability of Numerical Algorithms", section 3.1), as long as its partial sums stay small. Where its terms have one sign,
+they grow evenly up to the sum s, and each of the n additions rounds one of them: see `judging.drift`. So magnitudes are
+carried through a region in place of values:
 
-    Conv, ConvTranspose, Gemm, MatMul   |W| ⋆ m + |b|
+    Conv, ConvTranspose, Gemm, MatMul   |W| ⋆ m + |b| + drift(n) · (|result| + |b|), as |s| ≤ |result| + |b|
     BatchNormalization                  |scale| · (m + |mean|) + |beta|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
-    onnxruntime's FusedConv             |W| ⋆ m + |b| + |z| + |result|
+    onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
 
 all in float32, beginning with m = |x| at the edge of the region. Weights below the smallest normal number of their type
 count as that number: their rounding error is as large.
@@ -16,12 +18,22 @@ count as that number: their rounding error is as large.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
-from bnfold.onnx.proto.names import DEFAULT_DOMAINS, float_attribute, is_standard, string_attribute
+from bnfold.onnx.lift.types import Shape
+from bnfold.onnx.proto.names import (
+    DEFAULT_DOMAINS,
+    float_attribute,
+    int_attribute,
+    ints_attribute,
+    is_standard,
+    string_attribute,
+)
+from bnfold.verification.judging.drift import drift, terms_of_transposed
 from bnfold.verification.judging.sites import NoBoundError
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 
@@ -50,11 +62,13 @@ class Operand:
         value: What it is called in the graph that is being built.
         magnitude: Gives the name of its magnitude; emits it where nobody asked before.
         is_constant: Whether it is stored in the model.
+        shape: Its shape; None where only the run tells.
     """
 
     value: str
     magnitude: Callable[[], str]
     is_constant: bool = False
+    shape: Shape | None = None
 
 
 def edge_magnitude(emitter: Emitter, value: str, data_type: int, *, is_constant: bool) -> str:
@@ -89,8 +103,38 @@ def _given(read: list[Operand | None]) -> list[Operand]:
     return [operand for operand in read if operand is not None]
 
 
-def _map(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
-    return emitter.like(node, ["" if operand is None else operand.magnitude() for operand in read])
+def _map(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    factor = drift(_terms(node, read))
+    magnitudes = ["" if operand is None else operand.magnitude() for operand in read]
+    if factor and len(magnitudes) > 2 and magnitudes[2]:
+        magnitudes[2] = emitter.scaled(magnitudes[2], 1 + factor)
+    (magnitude,) = emitter.like(node, magnitudes)
+    if factor:
+        magnitude = emitter.node("Add", [magnitude, emitter.scaled(_absolute(emitter, results[0]), factor)])
+    return [magnitude]
+
+
+def _terms(node: onnx.NodeProto, read: list[Operand | None]) -> int:
+    """How many products a map adds up for an element of its result; 0 where only the run tells."""
+    first, second = ([] if operand is None else _sizes(operand) for operand in read[:2])
+    if node.op_type == "MatMul":
+        return (second or [0])[-2:][0] or (first or [0])[-1]
+    if node.op_type == "Gemm":
+        return (second or [0])[-1 if int_attribute(node, "transB", 0) else 0]
+    if node.op_type == "ConvTranspose" and second:
+        strides = ints_attribute(node, "strides") or [1] * len(second[2:])
+        return terms_of_transposed(second, int_attribute(node, "group", 1), strides)
+    return math.prod(second[1:]) if second else 0
+
+
+def _sizes(operand: Operand) -> Sequence[int]:
+    """The shape of an operand; empty where a size is open."""
+    sizes = [size for size in operand.shape or () if isinstance(size, int)]
+    return sizes if len(sizes) == len(operand.shape or ()) else []
+
+
+def _absolute(emitter: Emitter, result: str) -> str:
+    return emitter.node("Abs", [emitter.node("Cast", [result], to=FLOAT)])
 
 
 def _fused_conv(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
@@ -99,18 +143,18 @@ def _fused_conv(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | Non
     conv.attribute.extend(given for given in node.attribute if not given.name.startswith("activation"))
     (magnitude,) = _map(emitter, conv, read[:3], results)
     if len(read) > 3 and read[3] is not None:
-        magnitude = emitter.node("Add", [magnitude, read[3].magnitude()])
-    result = emitter.node("Abs", [emitter.node("Cast", [results[0]], to=FLOAT)])
-    return [emitter.node("Add", [magnitude, result])]
+        added = emitter.scaled(read[3].magnitude(), 1 + drift(_terms(conv, read)))
+        magnitude = emitter.node("Add", [magnitude, added])
+    return [emitter.node("Add", [magnitude, _absolute(emitter, results[0])])]
 
 
-def _gemm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+def _gemm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
     absolute = onnx.NodeProto()
     absolute.CopyFrom(node)
     for attribute in absolute.attribute:
         if attribute.name in ("alpha", "beta"):
             attribute.f = abs(attribute.f)
-    return _map(emitter, absolute, read, [])
+    return _map(emitter, absolute, read, results)
 
 
 def _batch_norm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
@@ -145,8 +189,7 @@ def _same_magnitude(_: Emitter, __: onnx.NodeProto, read: list[Operand | None], 
 
 
 def _with_result(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
-    result = emitter.node("Abs", [emitter.node("Cast", [results[0]], to=FLOAT)])
-    return [emitter.node("Add", [_given(read)[0].magnitude(), result])]
+    return [emitter.node("Add", [_given(read)[0].magnitude(), _absolute(emitter, results[0])])]
 
 
 def _rearranged(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:

@@ -43,7 +43,9 @@ class Edges:
         """A value of the original, as something that a region reads."""
         data_type = self.data_type(name)
         constant = name in self._constants
-        return Operand(name, lambda: self.magnitude(name, data_type, is_constant=constant), constant)
+        return Operand(
+            name, lambda: self.magnitude(name, data_type, is_constant=constant), constant, shape=self.shape(name)
+        )
 
     def magnitude(self, name: str, data_type: int, *, is_constant: bool) -> str:
         """The magnitude of a value of the model that is built: |value|."""

@@ -14,6 +14,7 @@ FLOAT = onnx.TensorProto.FLOAT
 
 _AXES_ARE_AN_INPUT_SINCE = {"ReduceMax": 18, "ReduceSumSquare": 18}
 _MAX_BROADCASTS_SINCE = 8
+_MUL_BROADCASTS_SINCE = 7
 
 
 class Emitter:
@@ -50,6 +51,11 @@ class Emitter:
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         self.nodes.append(node)
         return name
+
+    def scaled(self, value: str, factor: float) -> str:
+        """A float32 value times a number."""
+        broadcast = {} if self._opset >= _MUL_BROADCASTS_SINCE else {"broadcast": 1}
+        return self.node("Mul", [value, self.constant(np.array(factor, np.float32))], **broadcast)
 
     def largest(self, values: Sequence[str], floor: float) -> str:
         """The elementwise maximum of float32 values of one shape and a number; their sum before opset 8."""

@@ -122,4 +122,5 @@ class Twins:
             twin,
             lambda: self._edges.magnitude(twin, tensor.data_type, is_constant=True),
             is_constant=True,
+            shape=tuple(tensor.dims),
         )

@@ -1,6 +1,6 @@
 """How large the rounding error of a region of a program may be: the same rules as for ONNX.
 
-    conv, conv_transpose, linear, matmul, addmm   |W| ⋆ m + |b|
+    conv, conv_transpose, linear, matmul, addmm   |W| ⋆ m + |b| + drift(n) · (|result| + |b|), n products in each sum
     batch_norm                                    |scale| · (m + |mean|) + |beta|
     add, sub; mul; div; sum                       m₁ + m₂; m₁ · m₂; m / |constant|; the same of m
     relu, clamp, max_pool, reshape, …             m, or the same operation on m
@@ -12,6 +12,7 @@ number of a narrow type count as that number: their rounding error is as large.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import fx
 
 from bnfold.torch.fx.nodes import arguments, operator_name
+from bnfold.verification.judging.drift import drift, terms_of_transposed
 from bnfold.verification.judging.sites import NoBoundError
 
 MAPS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
@@ -124,11 +126,42 @@ def _same_operation(node: fx.Node, read: _Reader, _: object) -> Magnitude:
     return cast(Callable[..., object], node.target)(*args, **kwargs)
 
 
-def _addmm(node: fx.Node, read: _Reader, _: object) -> Magnitude:
+def _map(node: fx.Node, read: _Reader, result: object) -> Magnitude:
+    given = arguments(node)
+    magnitude = cast(torch.Tensor, _same_operation(node, read, result))
+    weight = _tensor(given["weight"], read)
+    total = cast(torch.Tensor, edge_magnitude(result))
+    channels_last = operator_name(node) == "linear"
+    if given.get("bias") is not None:
+        bias = _tensor(given["bias"], read)
+        total = total + (bias if channels_last else bias.reshape(-1, *(1,) * (weight.dim() - 2)))
+    return magnitude + drift(_terms(node, weight)) * total
+
+
+def _terms(node: fx.Node, weight: torch.Tensor) -> int:
+    """How many products a convolution or linear adds up for an element of its result."""
+    given = arguments(node)
+    if given.get("transposed") or operator_name(node).startswith("conv_transpose"):
+        stride = given.get("stride", 1)
+        strides = [stride] if isinstance(stride, int) else [*cast(list[int], stride)]
+        axes = weight.dim() - 2
+        strides = strides * axes if len(strides) == 1 else strides
+        return terms_of_transposed(weight.shape, cast(int, given.get("groups", 1)), strides)
+    return math.prod(weight.shape[1:])
+
+
+def _matmul(node: fx.Node, read: _Reader, result: object) -> Magnitude:
+    magnitude = cast(torch.Tensor, _same_operation(node, read, result))
+    terms = _tensor(node.args[0], read).shape[-1]
+    return magnitude + drift(terms) * cast(torch.Tensor, edge_magnitude(result))
+
+
+def _addmm(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     given = arguments(node)
     bias, first, second = (_tensor(given[name], read) for name in _addmm_names(given))
     alpha, beta = (abs(float(cast(float, given.get(name, 1)))) for name in ("alpha", "beta"))
-    return beta * bias + alpha * (first @ second)
+    total = cast(torch.Tensor, edge_magnitude(result)) + beta * bias
+    return beta * bias + alpha * (first @ second) + drift(first.shape[-1]) * total
 
 
 def _addmm_names(given: Mapping[str, object]) -> tuple[str, str, str]:
@@ -190,7 +223,8 @@ def _pad(node: fx.Node, read: _Reader, result: object) -> Magnitude:
 
 
 _RULES: Mapping[str, Callable[[fx.Node, _Reader, object], Magnitude]] = {
-    **dict.fromkeys(MAPS | {"linear", "matmul", "mm", "bmm"}, _same_operation),
+    **dict.fromkeys(MAPS | {"linear"}, _map),
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "batch_norm": _batch_norm,
     **dict.fromkeys(("add", "sub"), _sum),
