@@ -7,7 +7,8 @@ spread, so that one result is off by
 
 as its standard deviation: the 1-norm bound u · Σ |terms| is met at n = 9, and is forgotten growth beyond (Higham and
 Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019). A runtime rounds fewer of the partial sums of
-short pieces that it adds up at the end; a quarter in place of a third is what it is counted with.
+short pieces that it adds up at the end; a quarter in place of a third is what it is counted with. Sums of float16 and
+bfloat16 are kept in float32, and do not drift.
 """
 
 from __future__ import annotations

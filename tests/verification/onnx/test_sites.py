@@ -200,6 +200,15 @@ def test_sums_of_terms_with_one_sign_keep_their_margin(monkeypatch, shape, opera
     assert without.ratio > 4 * site.ratio
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_sums_in_their_own_type_drift(monkeypatch, dtype):
+    layers = random_layers(2, 16, dtype=dtype)
+    models = original(layers, dtype=dtype), folded(layers, dtype=dtype)
+    ratios = [site.ratio for site in gate(*models).sites]
+    monkeypatch.setattr(bounds, "drift", lambda terms: float(bool(terms)))
+    assert (ratios == [site.ratio for site in gate(*models).sites]) is (dtype == "float16")
+
+
 @pytest.mark.parametrize("rest", ["y = Neg(x)", "h = Softmax(c) y = Neg(h)"], ids=["nobody", "what has no bound"])
 def test_a_fault_is_not_explained_away_where_no_longer_region_measures_it(rest):
     """Nothing but its name speaks for `c`, and nothing measured reads it."""

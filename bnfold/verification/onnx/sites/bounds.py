@@ -63,12 +63,14 @@ class Operand:
         magnitude: Gives the name of its magnitude; emits it where nobody asked before.
         is_constant: Whether it is stored in the model.
         shape: Its shape; None where only the run tells.
+        data_type: Its element type; 0 where only the run tells.
     """
 
     value: str
     magnitude: Callable[[], str]
     is_constant: bool = False
     shape: Shape | None = None
+    data_type: int = 0
 
 
 def edge_magnitude(emitter: Emitter, value: str, data_type: int, *, is_constant: bool) -> str:
@@ -115,7 +117,9 @@ def _map(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], res
 
 
 def _terms(node: onnx.NodeProto, read: list[Operand | None]) -> int:
-    """How many products a map adds up for an element of its result; 0 where only the run tells."""
+    """How many products a map adds up; 0 where only the run tells, and for types whose sums are kept in a wider one."""
+    if any(operand.data_type in _SMALLEST_NORMAL for operand in _given(read[:2])):
+        return 0
     first, second = ([] if operand is None else _sizes(operand) for operand in read[:2])
     if node.op_type == "MatMul":
         return (second or [0])[-2:][0] or (first or [0])[-1]

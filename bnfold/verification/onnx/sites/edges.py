@@ -44,7 +44,11 @@ class Edges:
         data_type = self.data_type(name)
         constant = name in self._constants
         return Operand(
-            name, lambda: self.magnitude(name, data_type, is_constant=constant), constant, shape=self.shape(name)
+            name,
+            lambda: self.magnitude(name, data_type, is_constant=constant),
+            constant,
+            shape=self.shape(name),
+            data_type=data_type,
         )
 
     def magnitude(self, name: str, data_type: int, *, is_constant: bool) -> str:

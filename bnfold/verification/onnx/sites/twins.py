@@ -123,4 +123,5 @@ class Twins:
             lambda: self._edges.magnitude(twin, tensor.data_type, is_constant=True),
             is_constant=True,
             shape=tuple(tensor.dims),
+            data_type=tensor.data_type,
         )

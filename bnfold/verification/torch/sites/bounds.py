@@ -135,7 +135,12 @@ def _map(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     if given.get("bias") is not None:
         bias = _tensor(given["bias"], read)
         total = total + (bias if channels_last else bias.reshape(-1, *(1,) * (weight.dim() - 2)))
-    return magnitude + drift(_terms(node, weight)) * total
+    return magnitude + _drift(_terms(node, weight), result) * total
+
+
+def _drift(terms: int, result: object) -> float:
+    """The factor of a sum of so many terms; none for types that are added up in a wider one."""
+    return 0.0 if cast(torch.Tensor, result).dtype in _SMALLEST_NORMAL else drift(terms)
 
 
 def _terms(node: fx.Node, weight: torch.Tensor) -> int:
@@ -153,7 +158,7 @@ def _terms(node: fx.Node, weight: torch.Tensor) -> int:
 def _matmul(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     magnitude = cast(torch.Tensor, _same_operation(node, read, result))
     terms = _tensor(node.args[0], read).shape[-1]
-    return magnitude + drift(terms) * cast(torch.Tensor, edge_magnitude(result))
+    return magnitude + _drift(terms, result) * cast(torch.Tensor, edge_magnitude(result))
 
 
 def _addmm(node: fx.Node, read: _Reader, result: object) -> Magnitude:
@@ -161,7 +166,7 @@ def _addmm(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     bias, first, second = (_tensor(given[name], read) for name in _addmm_names(given))
     alpha, beta = (abs(float(cast(float, given.get(name, 1)))) for name in ("alpha", "beta"))
     total = cast(torch.Tensor, edge_magnitude(result)) + beta * bias
-    return beta * bias + alpha * (first @ second) + drift(first.shape[-1]) * total
+    return beta * bias + alpha * (first @ second) + _drift(first.shape[-1], result) * total
 
 
 def _addmm_names(given: Mapping[str, object]) -> tuple[str, str, str]:
