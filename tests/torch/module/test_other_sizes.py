@@ -10,7 +10,7 @@ from torch_modules import EXACT, codes, distance, fold, folded_names, inputs, is
 
 import bnfold
 from bnfold.reasons import StopCode
-from bnfold.torch.module.trials.resizing import larger, other_batch, shapes, smaller
+from bnfold.torch.module.trials.resizing import larger, other_batch, other_places, shapes, smaller, wider
 from bnfold.torch.module.trials.trials import Trials
 
 
@@ -71,6 +71,24 @@ def chunks_of_one_skip_it(self: Layers, x: Tensor) -> Tensor:
     return torch.cat([self.bn(part) if len(part) > 1 else part for part in self.first(x).split(4)]).relu()
 
 
+def pads_to_odd(self: Layers, x: Tensor) -> Tensor:
+    return self.last(functional.pad(self.bn(self.first(x).relu()), (0, 1 - x.shape[-1] % 2)))
+
+
+def pads_width_to_sevens(self: Layers, x: Tensor) -> Tensor:
+    return self.last(functional.pad(self.bn(self.first(x).relu()), (0, -x.shape[-1] % 7)))
+
+
+def high_images_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if x.shape[-1] <= x.shape[-2] else y).relu()
+
+
+def wide_images_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if x.shape[-1] >= x.shape[-2] else y).relu()
+
+
 SPECIAL = (
     pads_to_a_multiple,
     pads_if_needed,
@@ -93,6 +111,73 @@ def test_what_holds_for_the_example_alone_stays(code: Callable[[Layers, Tensor],
     assert "inputs of" in result.plan.left[0].reason
     for shape in OTHERS:
         x = inputs(shape)
+        assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("code", "size"),
+    [(pads_to_odd, 9), (pads_width_to_sevens, 14), (high_images_skip_it, 8), (wide_images_skip_it, 8)],
+)
+def test_what_holds_for_sizes_like_that_of_the_example_stays(
+    code: Callable[[Layers, Tensor], Tensor], size: int
+) -> None:
+    module = trained(Layers(code))
+    result = fold(module, inputs((2, 3, size, size)))
+    assert not folded_names(result)
+    for shape in OTHERS:
+        x = inputs(shape)
+        assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+class Rows(nn.Module):
+    """A convolution and a BN that one row goes without, whatever else is given."""
+
+    def __init__(self, code: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.code = nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), code
+
+    def forward(self, *args: object) -> Tensor:
+        return self.code(self, *args)
+
+
+def comes_second(self: Rows, weight: Tensor, x: Tensor) -> Tensor:
+    return (self.bn(self.conv(x)) if len(x) > 1 else self.conv(x)) * weight.sum()
+
+
+def comes_behind_the_sequence(self: Rows, x: Tensor) -> Tensor:
+    y = self.conv(x.permute(1, 2, 0))
+    return self.bn(y) if x.shape[1] > 1 else y
+
+
+def is_a_list(self: Rows, items: list[Tensor]) -> Tensor:
+    y = self.conv(torch.stack(items))
+    return self.bn(y) if len(items) > 1 else y
+
+
+@pytest.mark.parametrize(
+    ("code", "example", "one_row"),
+    [
+        (comes_second, ((5,), (2, 3, 8)), ((5,), (1, 3, 8))),
+        (comes_second, ((1,), (2, 3, 8)), ((1,), (1, 3, 8))),
+        (comes_behind_the_sequence, ((6, 2, 3),), ((6, 1, 3),)),
+    ],
+)
+def test_the_batch_may_be_anywhere(
+    code: Callable[..., Tensor], example: tuple[tuple[int, ...], ...], one_row: tuple[tuple[int, ...], ...]
+) -> None:
+    module = trained(Rows(code))
+    result = fold(module, inputs(*example))
+    assert not folded_names(result)
+    x = inputs(*one_row)
+    assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+def test_the_batch_may_be_a_list() -> None:
+    module = trained(Rows(is_a_list))
+    example = ([*inputs((3, 8), (3, 8))],)
+    result = fold(module, example)
+    assert not folded_names(result)
+    for x in (example, ([example[0][0]],)):
         assert distance(run(result.model, x), run(module, x)) < EXACT
 
 
@@ -184,12 +269,24 @@ def test_which_sizes_are_tried() -> None:
     example = (inputs((2, 3, 8, 8)), {})
     assert [shapes(call) for call, _ in Trials(module, [example]).calls] == [((1, 3, 8, 8),)]
     free = trained(nn.Sequential(nn.Conv2d(3, 4, 3)))
-    assert [shapes(call) for call, _ in Trials(free, [example]).calls] == [((1, 3, 7, 5),), ((5, 3, 15, 13),)]
+    assert [shapes(call) for call, _ in Trials(free, [example]).calls] == [
+        ((1, 3, 7, 5),),
+        ((1, 3, 5, 7),),
+        ((5, 3, 13, 17),),
+    ]
     large = ((torch.zeros(1, 3, 224, 224),), {})
     assert [*larger(large)] == []
     assert {shapes(call)[0][0] for call in other_batch(large)} == {2}
     tokens = ((torch.zeros(2, 6, dtype=torch.long),), {"mask": torch.zeros(2, 6)})
-    assert shapes(next(smaller(tokens)))[0] == (1, 3)
+    assert shapes(next(smaller(tokens)))[0] == (1, 5)
+    assert shapes(next(wider(((torch.zeros(1, 1, 9, 21),), {}))))[0] == (2, 1, 4, 10)
+    mixed = (([torch.zeros(3)] * 3, torch.zeros(7)), {"x": torch.zeros(2, 4, 6)})
+    assert [shapes(call) for call in other_places(mixed)] == [
+        ((3,),) * 3 + ((1,), (2, 4, 6)),
+        ((1,),) * 3 + ((7,), (2, 4, 6)),
+        ((3,),) * 3 + ((7,), (2, 1, 6)),
+        ((3,), (7,), (2, 4, 6)),
+    ]
 
 
 def test_values_that_are_not_finite() -> None:

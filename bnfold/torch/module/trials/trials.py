@@ -18,7 +18,16 @@ from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.returned_values import leaves
 from bnfold.torch.module.apply import Edits, apply_module
-from bnfold.torch.module.trials.resizing import Shapes, has_batch_of, larger, other_batch, shapes, smaller
+from bnfold.torch.module.trials.resizing import (
+    Shapes,
+    has_batch_of,
+    larger,
+    other_batch,
+    other_places,
+    shapes,
+    smaller,
+    wider,
+)
 
 _SAME = 64
 """Results that differ by no more than so many units of rounding, relative to the largest element, are the same."""
@@ -83,13 +92,17 @@ class Trials:
     def _accepted(self, example: Arguments, known: set[Shapes]) -> Iterator[tuple[Arguments, list[Tensor]]]:
         """For each way to vary an example the first call that the module takes."""
         batch_varies = False
-        for kind in (smaller, larger, other_batch):
+        for kind in (smaller, wider, larger, other_batch):
             if kind is other_batch and batch_varies:
-                return
+                break
             found = self._first(kind(example), known)
             if found is not None:
                 yield found
                 batch_varies |= not has_batch_of(found[0], example)
+        for call in other_places(example):
+            found = self._first([call], known)
+            if found is not None:
+                yield found
 
     def _first(self, calls: Iterable[Arguments], known: set[Shapes]) -> tuple[Arguments, list[Tensor]] | None:
         for arguments in calls:
