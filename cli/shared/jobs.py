@@ -212,7 +212,9 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
 
 def _exported(code: Code) -> "torch.export.ExportedProgram":
     from bnfold.torch.capture.export import Refused, trace
+    from bnfold.torch.capture.run_first import run_first
 
+    run_first(code.module, code.call)
     try:
         return trace(code.module, code.call, code.dynamic_shapes)
     except Refused as refused:

@@ -10,6 +10,7 @@ from bnfold.errors import UsageError
 from bnfold.torch.capture.descend import Frame, run_example
 from bnfold.torch.capture.example_inputs import DynamicShapes, array_hint
 from bnfold.torch.capture.export import Arguments, Refused, first_line, trace
+from bnfold.torch.capture.run_first import run_first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,7 @@ def capture(
     Raises:
         UsageError: The module fails with these inputs.
     """
+    run_first(module, arguments)
     try:
         whole = trace(module, arguments, dynamic_shapes, must_record=must_record, may_record=may_record)
         return Capture((Piece("", whole),), {}, {}, frozenset())

@@ -1,14 +1,20 @@
 """Copies of modules.
 
 `copy.deepcopy` refuses tensors that were computed with gradients, such as the weight that torch.nn.utils.weight_norm
-leaves in a module; here they are copied without their history. Some classes have a `__deepcopy__` of their own, which
-may forget hooks and attributes, as that of fx.GraphModule does, or return another mode: what is missing is copied too.
+leaves in a module; here they are copied without their history. Some classes have a way of their own, by `__deepcopy__`
+or as they are pickled, which may forget hooks and attributes, as that of fx.GraphModule does, start some anew, or
+return another mode: what is missing or different is copied too.
 """
 
+import argparse
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -19,7 +25,7 @@ from bnfold.torch.capture.export import first_line
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _OWN = ("training", "_parameters", "_buffers", "_modules")
-_PLAIN = (bool, int, float, str, type(None))
+_COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 _MISSING = object()
 
 _HINT = "Its __deepcopy__, or an attribute, is in the way: take that out, and fold then."
@@ -75,7 +81,11 @@ def _copied(module: ModuleT, replacements: Mapping[Tensor, Tensor], shared: Iter
 
 def _has_own_way(module: nn.Module) -> bool:
     """Whether something in a module is copied by Python code of its own."""
-    return any(hasattr(type(child), "__deepcopy__") and not _is_script(child) for child in module.modules())
+    return any(_is_copied_by_its_class(type(child)) and not _is_script(child) for child in module.modules())
+
+
+def _is_copied_by_its_class(kind: type[nn.Module]) -> bool:
+    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPYING)
 
 
 def _is_script(module: nn.Module) -> bool:
@@ -100,11 +110,37 @@ def _complete(module: nn.Module, copied: nn.Module, memo: dict[int, object]) -> 
 
 def _is_kept(name: str, value: object, copied: object) -> bool:
     """Whether a copy has an attribute of the original, as far as that can be told."""
-    if isinstance(value, _PLAIN):
-        return type(copied) is type(value) and copied == value
     if "_hooks" in name and isinstance(value, dict):
         return isinstance(copied, dict) and len(copied) == len(value)
-    return copied is not _MISSING
+    return copied is not _MISSING and _has_content_of(value, copied)
+
+
+def _has_content_of(value: object, copied: object) -> bool:
+    """Whether plain values, tensors and arrays are the same, in containers too; other objects are not looked into."""
+    match value, copied:
+        case ((bool() | int() | float() | str() | None), _):
+            return type(copied) is type(value) and repr(copied) == repr(value)
+        case Tensor(), _:
+            return isinstance(copied, Tensor) and _are_equal(value, copied)
+        case np.ndarray(), np.ndarray():
+            return value.dtype == copied.dtype and value.shape == copied.shape and value.tobytes() == copied.tobytes()
+        case ((list() | tuple() | deque()), (list() | tuple() | deque())):
+            return type(copied) is type(value) and _have_content_of([*value], [*copied])
+        case dict(), dict():
+            return [*copied] == [*value] and _have_content_of([*value.values()], [*copied.values()])
+        case ((SimpleNamespace() | argparse.Namespace()), _):
+            return type(copied) is type(value) and _has_content_of(vars(value), vars(copied))
+        case _ if is_dataclass(value):
+            before, after = ([getattr(item, field.name, None) for field in fields(value)] for item in (value, copied))
+            return type(copied) is type(value) and _have_content_of(before, after)
+        case ((list() | tuple() | deque() | dict() | np.ndarray()), _):
+            return False
+        case _:
+            return True
+
+
+def _have_content_of(values: list[object], copied: list[object]) -> bool:
+    return len(copied) == len(values) and all(map(_has_content_of, values, copied))
 
 
 def _uncopyable(module: nn.Module) -> Iterator[object]:
@@ -149,6 +185,8 @@ def _are_equal(old: Tensor | None, new: Tensor | None) -> bool:
     if old is None or new is None or old.layout is not torch.strided:
         return (old is None) == (new is None)
     same_kind = (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+    if old.is_meta or old.is_quantized:
+        return same_kind
     return same_kind and bool(((old == new) | (old.isnan() & new.isnan())).all())
 
 

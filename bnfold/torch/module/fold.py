@@ -9,6 +9,7 @@ from torch import nn
 from bnfold.planning.plan import Plan
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, check_inputs, split_examples
 from bnfold.torch.capture.export import ONE_AT_A_TIME
+from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.module.apply import apply_module
@@ -53,8 +54,9 @@ def inspect_module(
         UsageError: The inputs do not fit the module.
         UnsupportedModelError: It is of a kind that cannot be folded.
     """
-    with ONE_AT_A_TIME, torch.inference_mode(False):
-        return _planner(unwrap(module), example_inputs, dynamic_shapes).plan().plan
+    inner = unwrap(module)
+    with ONE_AT_A_TIME, torch.inference_mode(False), kept(inner):
+        return _planner(inner, example_inputs, dynamic_shapes).plan().plan
 
 
 def fold_module(
@@ -83,7 +85,8 @@ def fold_module(
     inner = unwrap(module)
     stored = _stored(inner)
     with ONE_AT_A_TIME, torch.inference_mode(False):
-        planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
+        with kept(inner):  # its hooks may know it, where its copies are run
+            planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
         restructuring = restructuring_of(inner, planned.edits)
         folded = planned.folded
         if inplace or folded is None:

@@ -14,6 +14,7 @@ from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.example_inputs import Call, DynamicShapes
 from bnfold.torch.capture.export import Arguments
 from bnfold.torch.capture.hooks import all_are_watched
+from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.recorded_calls import watched, worth_recording
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.lift.memory.memory_order import keep_memory_order
@@ -121,7 +122,8 @@ class ModulePlanner:
 
     def _capture(self, arguments: Arguments, dynamic_shapes: DynamicShapes | None) -> Capture:
         may_record = worth_recording(self._traced)
-        return capture(self._traced, arguments, dynamic_shapes, must_record=self._seen, may_record=may_record)
+        with kept(self._module):  # hooks of a copy may know the module itself
+            return capture(self._traced, arguments, dynamic_shapes, must_record=self._seen, may_record=may_record)
 
     def _planned(self, stop: Stop | None = None) -> Planned:
         """A plan for what was captured.

@@ -1,9 +1,14 @@
 """Modules with a `__deepcopy__` of their own, which forgets something."""
 
 import copy
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor, fx, nn
 from torch_modules import EXACT, codes, distance, fold, folded_names, images, run, trained
 
@@ -94,3 +99,58 @@ def test_what_is_no_copy_is_refused(kind: type[nn.Sequential]) -> None:
     module = trained(nn.Sequential(kind(*layers()), layers()[:2]))
     with pytest.raises(UnsupportedModelError, match="'0"):
         bnfold.fold(module, images())
+
+
+@dataclass
+class Options:
+    factor: float = 1.0
+
+
+class Begins(Net):
+    """Multiplies by what it keeps, which is 1 in what is made of it in some way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
+        self.listed, self.array = [torch.ones(1)], np.ones(1)
+        self.named, self.space, self.options = {"factor": (1.0,)}, SimpleNamespace(factor=1.0), Options()
+
+    def forward(self, x: Tensor) -> Tensor:
+        factors = (*self.named["factor"], self.space.factor, self.options.factor, float(self.array[0]))
+        return super().forward(x) * self.listed[0] * math.prod(factors)
+
+
+class BeginsIfCopied(Begins):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BeginsIfCopied":
+        made = type(self).__new__(type(self))
+        nn.Module.__init__(made)
+        memo[id(self)] = made
+        for name, child in self.named_children():
+            setattr(made, name, copy.deepcopy(child, memo))
+        made.begin()
+        return made.train(self.training)
+
+
+class BeginsIfPickled(Begins):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.begin()
+
+
+@pytest.mark.parametrize("kind", [BeginsIfCopied, BeginsIfPickled])
+@pytest.mark.parametrize("name", ["listed", "array", "named", "space", "options"])
+def test_a_copy_that_begins_anew(kind: type[Begins], name: str) -> None:
+    module = trained(kind())
+    other = {
+        "listed": [torch.full((1,), 3.0)],
+        "array": np.full(1, 3.0),
+        "named": {"factor": (3.0,)},
+        "space": SimpleNamespace(factor=3.0),
+        "options": Options(3.0),
+    }
+    setattr(module, name, other[name])
+    result = fold(module, images())
+    assert folded_names(result) == ["bn"]
+    assert distance(run(result.model, images()), run(module, images())) < EXACT

@@ -1,5 +1,6 @@
 """Modules that keep tensors on themselves, and folds of several at once."""
 
+import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,3 +99,35 @@ def test_several_folds_at_once() -> None:
     for module, result in zip(modules, results, strict=True):
         assert folded_names(result) == ["1"]
         assert distance(run(result.model, images()), run(module, images())) < EXACT
+
+
+@functools.lru_cache
+def grid_of(width: int) -> Tensor:
+    return torch.arange(width, dtype=torch.float64)
+
+
+def test_what_code_keeps_elsewhere_has_values() -> None:
+    class Remembers(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x)
+            return y + grid_of(y.shape[-1])
+
+    grid_of.cache_clear()
+    module = trained(Remembers(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["1"]
+    for example in (images(), inputs((1, 3, 7, 5))):
+        assert type(grid_of(example[0].shape[-1] - 2)) is Tensor
+        assert distance(run(result.model, example), run(module, example)) < EXACT
+    grid_of.cache_clear()
+    assert bnfold.verify(module, result.model, example_inputs=images()).verdict == "pass"
+    assert type(grid_of(images()[0].shape[-1] - 2)) is Tensor
+
+
+def test_what_a_hook_keeps_on_the_module() -> None:
+    module = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    seen: list[Tensor] = []
+    module.seen = seen
+    module[1].register_forward_hook(lambda _, __, result: seen.append(result))
+    assert not fold(module, images()).changed
+    assert not any(isinstance(result, FakeTensor) for result in seen)

@@ -17,6 +17,7 @@ from bnfold.reasons import Stop, StopCode
 from bnfold.torch.capture.capture import Capture
 from bnfold.torch.capture.copying import copy_with, shadow
 from bnfold.torch.capture.export import Arguments, first_line
+from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.fx.tensors import to_numpy
 from bnfold.torch.module.apply import Edits, Write, apply_module
 from bnfold.torch.module.rehearsal.recording import Edited, Record, Values, named_tensors, record
@@ -124,9 +125,10 @@ class Rehearsal:
 
     def _record(self, module: nn.Module, edited: Edited) -> Record:
         way = self._ways[0]
-        run = record(
-            module, self._arguments, edited, way, shapes=self._shapes, parts=self._parts, results=self._results
-        )
+        with kept(self._module):  # hooks of a copy may know the module itself
+            run = record(
+                module, self._arguments, edited, way, shapes=self._shapes, parts=self._parts, results=self._results
+            )
         if self._parts and self._results is None:
             self._results = run.results
         return run

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.export import Refused, trace
+from bnfold.torch.capture.run_first import run_first
 from bnfold.torch.fx.graph_copy import attribute
 from bnfold.torch.fx.nodes import all_reads
 from bnfold.verification.torch.run.sample import Sample
@@ -65,8 +66,10 @@ def traced(subject: Subject, sample: Sample) -> Traced:
     if program is None:
         module = shadow(subject.module)
         device = next((tensor.device for tensor in subject.state().values()), torch.device("cpu"))
+        arguments = sample.moved(device)
+        run_first(module, arguments)
         try:
-            program = trace(module, sample.moved(device))
+            program = trace(module, arguments)
         except Refused as refused:
             raise NotTracedError(f"torch.export refuses {subject.label}: {refused.reason}") from refused
     return read(program)
