@@ -10,7 +10,7 @@ from .shared import options
 from .shared.compare import Verification
 from .shared.effects import INPUTS, note_unused
 from .shared.models import CodeOptions, kind_of
-from .shared.modules import build, stdout_kept
+from .shared.modules import build, hints_of_types, stdout_kept
 from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json
 
@@ -82,6 +82,7 @@ def _plan(model: str, options_of_code: CodeOptions, call: Verification) -> "Plan
 
     if kind_of(model).is_module:
         code = build(model, options_of_code, call)
-        return bnfold.inspect(code.module, code.call, dynamic_shapes=code.dynamic_shapes)
+        with hints_of_types(code):
+            return bnfold.inspect(code.module, code.call, dynamic_shapes=code.dynamic_shapes)
     options_of_code.require_unused(model)
     return bnfold.inspect(Path(model))

@@ -12,7 +12,7 @@ from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError, Us
 
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
-from .modules import Code, build, require_runs
+from .modules import Code, build, hints_of_types, require_runs
 
 if TYPE_CHECKING:
     import torch
@@ -197,9 +197,10 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
             options,
             verify,
         )
-    result = bnfold.fold(
-        code.module, code.call, dynamic_shapes=code.dynamic_shapes, skip=options.skip, only=options.only
-    )
+    with hints_of_types(code):
+        result = bnfold.fold(
+            code.module, code.call, dynamic_shapes=code.dynamic_shapes, skip=options.skip, only=options.only
+        )
 
     def verify_state(staged: Path) -> "Report":
         from bnfold.torch.file.state_dict import read_weights
@@ -212,13 +213,11 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
 
 def _exported(code: Code) -> "torch.export.ExportedProgram":
     from bnfold.torch.capture.export import Refused, trace
-    from bnfold.torch.capture.run_first import run_first
 
-    run_first(code.module, code.call)
+    require_runs(code)
     try:
         return trace(code.module, code.call, code.dynamic_shapes)
     except Refused as refused:
-        require_runs(code)
         hint = "A .safetensors file can be written all the same: it needs only what can be exported of the parts."
         if code.dynamic_shapes:
             hint = "Perhaps an axis of --dynamic cannot vary, or only together with another one."

@@ -102,6 +102,16 @@ def require_runs(code: Code) -> None:
 
 
 @contextmanager
+def hints_of_types(code: Code) -> Iterator[None]:
+    """Says what to type instead where a module does not run with its inputs."""
+    try:
+        yield
+    except UsageError:
+        require_runs(code)
+        raise
+
+
+@contextmanager
 def stdout_kept() -> Iterator[None]:
     """Sends to stderr what a model's own code prints, in Python or not: stdout is for results."""
     with suppress(OSError):  # what is broken there is told when results are printed

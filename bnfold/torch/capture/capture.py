@@ -8,9 +8,9 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
 from bnfold.torch.capture.descend import Frame, run_example
+from bnfold.torch.capture.eager_run import run_first
 from bnfold.torch.capture.example_inputs import DynamicShapes, array_hint
 from bnfold.torch.capture.export import Arguments, Refused, first_line, trace
-from bnfold.torch.capture.run_first import run_first
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from bnfold.torch.capture.export import quiet
+from bnfold.torch.capture.copying import shadow
+from bnfold.torch.capture.export import Arguments, quiet
 
 Enter = Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]
 Leave = Callable[[nn.Module, tuple[object, ...], object], object]
@@ -17,6 +19,26 @@ def undisturbed() -> Iterator[None]:
     """Runs as they are: without a word, gradients, torch.compile, or a trace in the random numbers of the caller."""
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
+
+
+def run_first(module: nn.Module, arguments: Arguments) -> None:
+    """Runs a copy of a module before torch.export follows it; whether that fails is for torch.export to find out.
+
+    What code keeps outside of modules, such as a grid that functools.lru_cache remembers for a size, cannot be put
+    back: this way it has values.
+
+    Args:
+        module: The module.
+        arguments: What it is called with.
+    """
+    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+    copied = shadow(module)
+    with undisturbed():
+        torch.default_generator.manual_seed(0)
+        try:
+            copied(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - whatever the code of the module raises
+            return
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
+from bnfold.torch.capture.eager_run import run_first
 from bnfold.torch.capture.export import Refused, trace
-from bnfold.torch.capture.run_first import run_first
 from bnfold.torch.fx.graph_copy import attribute
 from bnfold.torch.fx.nodes import all_reads
 from bnfold.verification.torch.run.sample import Sample
