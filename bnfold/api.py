@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 from bnfold import checking
 from bnfold.errors import ModelLoadError, UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
-from bnfold.progress import telling
-from bnfold.tables import Block, as_html, as_text
+from bnfold.text.progress import telling
+from bnfold.text.tables import Block, as_html, as_text
 
 if TYPE_CHECKING:
     import onnx
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from bnfold.onnx.file.load import OnnxModel
     from bnfold.planning.plan import Leftover, Plan
-    from bnfold.progress import Progress
     from bnfold.report import Exact, Report
-    from bnfold.staging import Staged, Written
+    from bnfold.system.staging import Staged, Written
+    from bnfold.text.progress import Progress
     from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
 
     OnnxLike = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model

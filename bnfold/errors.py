@@ -13,7 +13,7 @@ BnfoldError                 exit code 70 (a bug in bnfold, if raised as such)
 import difflib
 from collections.abc import Iterable
 
-from bnfold.printable import printable
+from bnfold.text.printable import printable
 
 
 class BnfoldError(Exception):

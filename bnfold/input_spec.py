@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnfold.errors import BnfoldError, ModelLoadError, UsageError, perhaps
-from bnfold.memory import require_memory
+from bnfold.system.memory import require_memory
 
 Array = npt.NDArray[np.generic]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnfold.errors import OutputError, UsageError
-from bnfold.tables import Block, Table, size
+from bnfold.text.tables import Block, Table, size
 
 from .shared import options
 from .shared.compare import Verification
@@ -24,7 +24,7 @@ from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
     from bnfold.report import FileInfo, Report
-    from bnfold.staging import Written
+    from bnfold.system.staging import Written
 
 FAILED_EXIT_CODE = 1
 

@@ -10,7 +10,7 @@ from bnfold.latency.figures import Latency, Ratio
 from bnfold.latency.pair import Setting
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import InputInfo
-from bnfold.tables import Block, as_html, as_text, plural
+from bnfold.text.tables import Block, as_html, as_text, plural
 from bnfold.version import __version__
 
 SCHEMA = "bnfold.bench/1"

@@ -8,7 +8,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.graph import AffineNode, Kind, MapNode, Node, Value
 from bnfold.reasons import StopCode
-from bnfold.tables import Block, as_html, as_text, plural
+from bnfold.text.tables import Block, as_html, as_text, plural
 
 _SHOWN_NAMES = 6
 

@@ -21,13 +21,13 @@ from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
 from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
-from bnfold.planning.emptiness import never_empty
 from bnfold.planning.forward import Forward
+from bnfold.planning.joint_shifts import shares
 from bnfold.planning.merging.search import Found, Merging
+from bnfold.planning.never_empty import never_empty
 from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
 from bnfold.planning.recognised import ends_activation, is_normalisation, normalisation_before
 from bnfold.planning.route import Route
-from bnfold.planning.sweep_shares import shares
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules import Part

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bnfold.progress import Progress, telling
+from bnfold.text.progress import Progress, telling
 
 _WORDS = {
     "original_session": "loading the original",

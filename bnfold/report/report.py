@@ -21,7 +21,7 @@ from bnfold.report.records import (
     VerifyConfig,
 )
 from bnfold.report.wording import output_table, site_blocks
-from bnfold.tables import Block, as_html, as_text
+from bnfold.text.tables import Block, as_html, as_text
 from bnfold.version import __version__
 
 SCHEMA = "bnfold.report/1"

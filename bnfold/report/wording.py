@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bnfold.report.records import OutputMetrics, Site
-from bnfold.tables import Block, Table
+from bnfold.text.tables import Block, Table
 
 SHOWN_SITES = 5
 

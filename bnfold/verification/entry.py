@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from bnfold.errors import UsageError
 from bnfold.input_spec import Array, Shapes
 from bnfold.model_kind import is_torch
-from bnfold.progress import Progress
 from bnfold.report.report import Report
+from bnfold.text.progress import Progress
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.onnx.verifier import verify as verify_onnx
 from bnfold.verification.runtime.limits import RUN_LIMIT_S

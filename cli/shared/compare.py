@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import torch
 
     from bnfold.input_spec import Array
-    from bnfold.progress import Progress
     from bnfold.report import Report
+    from bnfold.text.progress import Progress
     from bnfold.torch.file.examples import Call
     from bnfold.verification import InputSpec
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bnfold.api import FoldResult
     from bnfold.planning.plan import Plan
     from bnfold.report import Exact, FileInfo, Report
-    from bnfold.staging import Staged
+    from bnfold.system.staging import Staged
 
 _STATE_SUFFIXES = (".safetensors", ".pt")
 _OUTPUTS = {
@@ -123,7 +123,7 @@ def fold_model(
         read = {Path(model)} if kind is ModelKind.STATE else set()
         read |= set() if code.weights is None else {code.weights}
         if options.output is not None and not options.force:
-            from bnfold.staging import require_not_source
+            from bnfold.system.staging import require_not_source
 
             require_not_source(options.output, read)
         return _fold_code(model, options, build(model, code, verification), verification, stack)
@@ -316,7 +316,7 @@ def _job(
 
 def _require_output(output: Path, kind: ModelKind) -> None:
     """Refuses a destination before the work begins, not after."""
-    from bnfold.staging import require_writable
+    from bnfold.system.staging import require_writable
 
     require_writable(Path(os.path.realpath(output)), _OUTPUTS[kind], _NAMES[kind])
 

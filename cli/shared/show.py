@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bnfold.planning.plan import Plan
-from bnfold.tables import Block
+from bnfold.text.tables import Block
 
 SHOWN_LINES = 12
 MORE = "--verbose lists them all"

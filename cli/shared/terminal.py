@@ -12,8 +12,8 @@ from typing import TextIO
 import typer
 
 from bnfold.errors import OutputError
-from bnfold.printable import printable, printable_json
-from bnfold.tables import Block, as_text
+from bnfold.text.printable import printable, printable_json
+from bnfold.text.tables import Block, as_text
 
 _CLOSED_PIPE_EXIT_CODE = 141  # what a shell shows of a program that the closing of its pipe has ended
 _DESCRIPTORS = (0, 1, 2)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnfold import memory
 from bnfold.errors import ModelLoadError
+from bnfold.system import memory
 from bnfold.verification import load_inputs
 
 

@@ -48,7 +48,7 @@ def test_a_fold_that_writes_no_model_writes_its_page(run, files):
 def test_a_failed_verification_writes_its_page(run, files):
     code, out, _ = run("verify", "a.onnx", "wrong.onnx", "--report", "page.html", *FAST)
     assert code == 1
-    assert out.splitlines()[-1].startswith("fail: ")
+    assert out.splitlines()[0].startswith("fail: ")
     page = (files / "page.html").read_text(encoding="utf-8")
     assert '<div class="verdict is-fail">' in page
     assert hashlib.sha256((files / "wrong.onnx").read_bytes()).hexdigest() in page

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from bnfold.errors import ModelLoadError
-from bnfold.printable import printable, printable_json
+from bnfold.text.printable import printable, printable_json
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits_resnet.onnx"
 PROGRAM = [sys.executable, "-c", "from bnfold.cli.main import main; main()"]

@@ -14,7 +14,7 @@ from bnfold.errors import BnfoldError
 from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.load import load
 from bnfold.onnx.file.tensors import TensorStore
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 DIGEST_LENGTH = 32
 _LONGEST_NAME_NBYTES = 255

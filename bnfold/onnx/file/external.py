@@ -10,7 +10,7 @@ import onnx
 
 from bnfold.errors import ModelLoadError, UnsafeModelError
 from bnfold.onnx.file.tensors import LOCATION, FileRange, expected_nbytes, require_nbytes
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 
 class ExternalFiles:

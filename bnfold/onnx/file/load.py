@@ -17,7 +17,7 @@ from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.external import ExternalFiles
 from bnfold.onnx.file.tensors import Held, TensorStore, require_nbytes
 from bnfold.onnx.proto.walk import is_text, model_tensors
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 
 @dataclass(slots=True)

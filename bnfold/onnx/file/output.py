@@ -10,7 +10,7 @@ from typing import IO
 
 from bnfold.onnx.file import wire
 from bnfold.onnx.file.tensors import FileRange
-from bnfold.source_file import OpenedFile, SourceFile
+from bnfold.system.source_file import OpenedFile, SourceFile
 
 _CHUNK_NBYTES = 1 << 20
 _COPIED_NBYTES = 1 << 26  # at once, so that the hash is not far behind

@@ -14,14 +14,14 @@ from pathlib import Path
 import onnx
 
 from bnfold.errors import BnfoldError, OutputError
-from bnfold.locking import locked
 from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, remove_spent
 from bnfold.onnx.file.load import OnnxModel, load
 from bnfold.onnx.file.output import Output
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore
-from bnfold.source_file import reason_of
-from bnfold.staging import (
+from bnfold.system.locking import locked
+from bnfold.system.source_file import reason_of
+from bnfold.system.staging import (
     Written,
     flush,
     private_folder,

@@ -9,7 +9,7 @@ from bnfold.errors import UnsupportedModelError
 from bnfold.onnx.file import wire
 from bnfold.onnx.file.external import ExternalFiles
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore, require_nbytes
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 BY_REFERENCE_NBYTES = 1024
 """Tensors with more raw data than this, in bytes, stay where they are."""

@@ -19,7 +19,7 @@ import onnx.helper
 import onnx.numpy_helper
 
 from bnfold.errors import BnfoldError, ModelLoadError
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 LOCATION = "location"
 """The key under which external data names its file."""

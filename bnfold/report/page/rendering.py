@@ -3,11 +3,11 @@
 import re
 from typing import TYPE_CHECKING
 
-from bnfold.printable import printable
 from bnfold.report.page import wording
 from bnfold.report.page.chart import chart_of
 from bnfold.report.page.colours import PALETTES
 from bnfold.report.report import Report
+from bnfold.text.printable import printable
 
 if TYPE_CHECKING:
     import jinja2

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bnfold.errors import OutputError
 from bnfold.report.report import Report
-from bnfold.source_file import reason_of
-from bnfold.staging import private_folder, replace_file, require_writable
+from bnfold.system.source_file import reason_of
+from bnfold.system.staging import private_folder, replace_file, require_writable
 
 SUFFIXES = (".html", ".md")
 

@@ -10,7 +10,7 @@ import torch
 
 from bnfold.errors import UsageError, perhaps
 from bnfold.input_spec import Array, InputSpec, only_input
-from bnfold.memory import require_memory
+from bnfold.system.memory import require_memory
 from bnfold.torch.fx.tensors import to_torch
 
 Range = tuple[float, float]

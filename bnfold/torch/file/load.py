@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bnfold.errors import ModelLoadError, UnsupportedModelError
-from bnfold.source_file import SourceFile, reason_of
+from bnfold.system.source_file import SourceFile, reason_of
 from bnfold.torch.capture.export import quiet
 from bnfold.torch.file.pt2.archive import check_archive
 

@@ -17,14 +17,14 @@ from torch.export import ExportedProgram
 
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.extras import require
-from bnfold.source_file import reason_of
-from bnfold.staging import Written, private_folder, replace_file, require_not_source, require_writable
+from bnfold.system.source_file import reason_of
+from bnfold.system.staging import Written, private_folder, replace_file, require_not_source, require_writable
 from bnfold.torch.file.pt2.archive import check_archive
 from bnfold.torch.file.returned import require_none_of
 from bnfold.torch.file.state_dict import read_weights
 
 if TYPE_CHECKING:
-    from bnfold.staging import Staged
+    from bnfold.system.staging import Staged
 
 STATE_SUFFIXES = (".safetensors", ".pt")
 PROGRAM_SUFFIXES = (".pt2", ".onnx", *STATE_SUFFIXES)

@@ -12,7 +12,7 @@ import torch
 
 from bnfold.errors import ModelLoadError, UnsafeModelError, UnsupportedModelError
 from bnfold.extras import require
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 
 _NESTS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params"),

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import OutputError, UnsupportedModelError
 from bnfold.extras import require
-from bnfold.source_file import reason_of
-from bnfold.staging import private_folder
+from bnfold.system.source_file import reason_of
+from bnfold.system.staging import private_folder
 from bnfold.torch.capture.export import quiet
 from bnfold.torch.file.examples import DynamicAxes
 from bnfold.torch.file.returned import require_none_of
@@ -29,7 +29,7 @@ from bnfold.torch.file.returned import require_none_of
 if TYPE_CHECKING:
     import onnx_ir
 
-    from bnfold.staging import Staged
+    from bnfold.system.staging import Staged
 
 _SEPARATE_FROM_NBYTES = 1_500_000_000  # a protobuf ends at 2 GiB
 _REMOVED_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")

@@ -13,8 +13,8 @@ from onnx import helper
 
 from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.input_spec import DTYPES, Array
-from bnfold.memory import require_memory
 from bnfold.onnx.proto.normalise import is_unknown
+from bnfold.system.memory import require_memory
 from bnfold.verification.judging.metrics import is_float
 
 Range = tuple[float, float]

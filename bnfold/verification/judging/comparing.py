@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from bnfold.errors import UsageError
 from bnfold.report.records import OutputMetrics, Verdict
 from bnfold.verification.judging.gate import Evidence, judge
-from bnfold.verification.judging.leaves import count_of
 from bnfold.verification.judging.metrics import Comparison, compare, within_tolerance
+from bnfold.verification.judging.structured_outputs import count_of
 
 Results = Mapping[str, object]
 """Outputs of one run, by name."""

@@ -11,10 +11,10 @@ from bnfold.input_spec import Array, Shapes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.proto.normalise import normalise
-from bnfold.progress import Progress
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
+from bnfold.text.progress import Progress
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import Range, declared_inputs
 from bnfold.verification.inputs.shapes import unequal_sizes

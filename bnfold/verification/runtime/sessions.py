@@ -18,7 +18,7 @@ import numpy as np
 
 from bnfold.errors import BnfoldError, DeviceError
 from bnfold.input_spec import Array
-from bnfold.verification.judging.leaves import leaves
+from bnfold.verification.judging.structured_outputs import leaves
 from bnfold.verification.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Device
 from bnfold.verification.runtime.limits import run_apart
 

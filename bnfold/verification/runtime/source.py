@@ -14,7 +14,7 @@ from bnfold.input_spec import Array
 from bnfold.model_kind import is_ir_model
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
 from bnfold.onnx.proto.renaming import Names, rename_interface
-from bnfold.source_file import SourceFile
+from bnfold.system.source_file import SourceFile
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.initializers import drop_unused_initializers
 from bnfold.verification.runtime.sessions import Session

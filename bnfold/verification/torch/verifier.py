@@ -9,10 +9,10 @@ from typing import TypeAlias, cast
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
 from bnfold.input_spec import Shapes
 from bnfold.model_kind import is_torch
-from bnfold.progress import Progress
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
+from bnfold.text.progress import Progress
 from bnfold.torch.capture.example_inputs import ExampleInputs, array_hint
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.judging.comparing import (

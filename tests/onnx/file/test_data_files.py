@@ -10,11 +10,11 @@ import onnx.helper as oh
 import onnx.numpy_helper as onh
 import pytest
 
-from bnfold import locking
 from bnfold.errors import OutputError
 from bnfold.onnx.file.data_files import data_files, data_name
 from bnfold.onnx.file.load import load
 from bnfold.onnx.file.save import save, stage
+from bnfold.system import locking
 
 
 def model(seed: int) -> onnx.ModelProto:

@@ -285,11 +285,11 @@ def two_values(m: Maker, x: Tensor) -> None:
 
     y = m.partner(x, fits)
     shape = np.broadcast_shapes(x.shape, y.shape)
-    op_type = m.pick("Add", "Mul", "Sub", "Sum", "Div")
+    op_type = m.pick("Add", "Mul", "Sub", "Sum", "Mean", "Div")
     if op_type in ("Div", "Mul"):
         y = m.gate(y, op_type)
     inputs = [y.name, x.name] if op_type != "Div" and m.pick(False, True) else [x.name, y.name]
-    m.add(op_type, [*inputs, x.name] if op_type == "Sum" and m.pick(False, True) else inputs, shape)
+    m.add(op_type, [*inputs, x.name] if op_type in ("Sum", "Mean") and m.pick(False, True) else inputs, shape)
 
 
 def concat(m: Maker, x: Tensor) -> None:

@@ -8,9 +8,9 @@ import pytest
 from bnfold.report import Verdict
 from bnfold.verification.judging.comparing import Tolerances, compare_results, judge_without_noise
 from bnfold.verification.judging.gate import Evidence, deserves_more_draws, judge
-from bnfold.verification.judging.leaves import is_part_of, leaves
 from bnfold.verification.judging.metrics import compare, within_tolerance
 from bnfold.verification.judging.noise import Shift, shift_between
+from bnfold.verification.judging.structured_outputs import is_part_of, leaves
 
 
 def evidence(differences, noises, *, signal=1.0, **options):

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import parser
 
-from bnfold import memory
 from bnfold.errors import UsageError, VerificationError
+from bnfold.system import memory
 from bnfold.verification import verify
 from bnfold.verification.runtime import limits
 

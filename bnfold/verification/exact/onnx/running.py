@@ -17,7 +17,7 @@ from bnfold.verification.exact.judging import judge
 from bnfold.verification.exact.onnx.cutting import reads_of
 from bnfold.verification.exact.onnx.feeding import feed
 from bnfold.verification.exact.onnx.regions import Region
-from bnfold.verification.judging.leaves import is_part_of
+from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.sites.model import embed_attributes
 from bnfold.verification.runtime.devices import cpu_device
 from bnfold.verification.runtime.initializers import drop_unused_initializers

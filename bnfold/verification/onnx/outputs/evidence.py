@@ -11,8 +11,8 @@ from bnfold.verification.inputs.feeds import Feed
 from bnfold.verification.judging.comparing import Compared, Results, Tolerances, compare_results, judge_without_noise
 from bnfold.verification.judging.draws import Shifts, judge_by_draws
 from bnfold.verification.judging.gate import Evidence, judge
-from bnfold.verification.judging.leaves import is_part_of
 from bnfold.verification.judging.noise import Shift, shift_between
+from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.outputs.noise import perturbed_runs
 from bnfold.verification.onnx.outputs.parameters import OpenModel, open_model
 from bnfold.verification.onnx.outputs.randomness import find_random_node

@@ -14,8 +14,8 @@ from dataclasses import replace
 from bnfold.input_spec import Array
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.report.records import Site, Verdict
-from bnfold.verification.judging.leaves import is_part_of
 from bnfold.verification.judging.sites import Probe, SitesOutcome, badness, judge_site, unreached_note, worst_failure
+from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.sites.model import NoSitesError, SitesModel, build_sites_model
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.sessions import RuntimeFailure, Session

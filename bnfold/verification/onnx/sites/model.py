@@ -27,9 +27,9 @@ from bnfold.verification.judging.sites import TINY, NoBoundError, Probe
 from bnfold.verification.onnx.sites.bounds import MAPS
 from bnfold.verification.onnx.sites.edges import Edges, roundoff
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
+from bnfold.verification.onnx.sites.folded_twins import Twins, UnreachedError
 from bnfold.verification.onnx.sites.origin import Origin
 from bnfold.verification.onnx.sites.pairing import Pairing, pair
-from bnfold.verification.onnx.sites.twins import Twins, UnreachedError
 from bnfold.verification.runtime.initializers import drop_unused_initializers, initializers_to_inputs
 
 _MIN_IR_VERSION = 4  # from here on, initializers need not be graph inputs

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from bnfold.errors import OutputError
-from bnfold.locking import HeldByAnotherError, locked, take
-from bnfold.source_file import reason_of
+from bnfold.system.locking import HeldByAnotherError, locked, take
+from bnfold.system.source_file import reason_of
 
 _PREFIX = ".bnfold-"
 _PRIVATE = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")

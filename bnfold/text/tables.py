@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-from bnfold.printable import printable
+from bnfold.text.printable import printable
 
 Table = Sequence[tuple[str, ...]]
 """Rows of equal length, the first of them a header."""
