@@ -83,11 +83,10 @@ def fold_module(
         UnsupportedModelError: It is of a kind that cannot be folded.
     """
     inner = unwrap(module)
-    stored = _stored(inner)
     with ONE_AT_A_TIME, torch.inference_mode(False):
         with kept(inner):  # its hooks may know it, where its copies are run
             planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
-        restructuring = restructuring_of(inner, planned.edits)
+        stored, restructuring = _stored(inner), restructuring_of(inner, planned.edits)
         folded = planned.folded
         if inplace or folded is None:
             folded = apply_module(inner, planned.edits, inplace=inplace)
