@@ -36,7 +36,7 @@ _VARIES = "any(array.shape[axis] != 1 for axis in along.axes)"
 
 MUTATIONS = (
     # the table
-    Mutation("add: sign of a shift lost backward", f"{_ARITHMETIC}_add_backward", "sign * operand", "operand"),
+    Mutation("add: sign of a shift lost backward", f"{_ARITHMETIC}_add_backward", "sign * _divisor", "_divisor"),
     Mutation(
         "add: shift to every input", f"{_ARITHMETIC}_add_backward", "if at == position else None", "if True else None"
     ),
@@ -299,7 +299,7 @@ MUTATIONS = (
     ),
     Mutation(
         "lift: Sub as Add",
-        "bnfold.onnx.lift.nodes:lift_affine",
+        "bnfold.onnx.lift.affines:lift_affine",
         "return Affine(one, -array)",
         "return Affine(one, array)",
     ),
