@@ -56,8 +56,8 @@ def recorded_calls(program: ExportedProgram, prefix: str) -> tuple[Call, ...]:
 
 
 def watched(root: nn.Module) -> frozenset[str]:
-    """The paths of the modules whose inputs and outputs somebody watches."""
-    return frozenset(path for path, module in root.named_modules() if is_watched(module))
+    """The paths of the modules whose inputs and outputs somebody watches; a fold never changes those of the root."""
+    return frozenset(path for path, module in root.named_modules() if path and is_watched(module))
 
 
 def worth_recording(root: nn.Module) -> frozenset[str]:

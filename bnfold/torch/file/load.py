@@ -54,4 +54,26 @@ def _load(handle: io.BufferedReader, path: Path) -> torch.export.ExportedProgram
     if "model" not in programs:
         raise UnsupportedModelError(f"{path} holds no exported program.")
     program: torch.export.ExportedProgram = programs["model"]
+    _require_stored_as_read(program, path)
     return program
+
+
+def _require_stored_as_read(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Requires that each stored tensor has the shape and element type that the graph reads.
+
+    Raises:
+        ModelLoadError: One has another.
+    """
+    nodes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        stored = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
+        read = nodes.get(spec.arg.name)
+        if not isinstance(stored, torch.Tensor) or not isinstance(read, torch.Tensor):
+            continue
+        if stored.dtype != read.dtype or tuple(stored.shape) != tuple(read.shape):
+            message = f"{path} stores {spec.target!r} as {_of(stored)}, and its program reads {_of(read)}."
+            raise ModelLoadError(message, hint="It may be damaged; export the program again.")
+
+
+def _of(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of {'x'.join(map(str, tensor.shape)) or 'no axes'}"

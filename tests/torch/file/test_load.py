@@ -265,6 +265,23 @@ def test_a_shape_beyond_the_values_is_an_error(archive, tmp_path):
         load_program(write(tmp_path / "m.pt2", {**entries, WEIGHTS: json.dumps(document).encode()}))
 
 
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"sizes": [{"as_int": 1 << 40}, {"as_int": 3}, {"as_int": 3}, {"as_int": 3}], "strides": [{"as_int": 0}] * 4},
+        {"sizes": [{"as_int": 1}, {"as_int": 3}, {"as_int": 3}, {"as_int": 3}]},
+        {"dtype": 4},
+    ],
+    ids=["endless by a stride of zero", "too small", "integers"],
+)
+def test_a_tensor_is_stored_as_it_is_read(archive, tmp_path, meta):
+    entries = records(archive)
+    document = json.loads(entries[WEIGHTS])
+    document["config"]["conv.weight"]["tensor_meta"].update(meta)
+    with pytest.raises(ModelLoadError, match=r"conv\.weight|cannot load"):
+        load_program(write(tmp_path / "m.pt2", {**entries, WEIGHTS: json.dumps(document).encode()}))
+
+
 RUN = "__import__('os').mkdir('made_by_a_pickle')"
 
 
@@ -342,6 +359,7 @@ def add_custom_object(document):
         set_target("torch.ops.load_library"),
         set_target("torch.ops.import_module"),
         set_target("torch.ops.aten.from_file.default"),
+        set_target("torch.ops.aten.save.default"),
         set_target("torch.ops.debugprims.load_tensor.default"),
         set_target("torch.ops.aten.conv2d.default.decompose"),
         set_target("_operator.methodcaller"),

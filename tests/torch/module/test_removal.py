@@ -345,6 +345,14 @@ def test_a_hook_on_a_block_around_the_pair() -> None:
     assert folded_names(fold(module, images())) == ["0.1"]
 
 
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_hook_on_the_module_itself(kind: str) -> None:
+    """Its inputs and outputs are the same after a fold."""
+    module = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    REGISTER[kind](module)
+    assert folded_names(fold(module, images())) == ["1"]
+
+
 def test_a_hook_on_a_block_between_the_pair() -> None:
     module = trained(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)))
     module[0].register_forward_hook(watch)

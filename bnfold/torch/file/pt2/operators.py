@@ -70,4 +70,8 @@ def _registered(parts: list[str]) -> Target:
     if not isinstance(packet, torch._ops.OpOverloadPacket) or len(parts) != 3:
         return Target.FORBIDDEN
     overloads: list[str] = packet.overloads()  # type: ignore[no-untyped-call]
-    return Target.OPERATOR if parts[2] in overloads else Target.UNKNOWN_OPERATOR
+    if parts[2] not in overloads:
+        return Target.UNKNOWN_OPERATOR
+    # TorchScript has operators of its own, such as aten::save, that no exported program calls.
+    name = f"{parts[0]}::{parts[1]}" + ("" if parts[2] == "default" else f".{parts[2]}")
+    return Target.OPERATOR if torch._C._dispatch_has_kernel(name) else Target.FORBIDDEN
