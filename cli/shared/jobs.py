@@ -244,11 +244,12 @@ def _fold_to_onnx(
     first = bnfold.fold(program, skip=options.skip, only=options.only, leftover=leftover, merge=options.merge)
     beside = None if options.output is None else options.output.resolve().parent
     path = stack.enter_context(exported_file(first.model, beside, dynamic=dynamic))
+    _require_valid(path)
     try:
         kept = _batch_norms(bnfold.inspect(path)) if chosen else ()
         second = bnfold.fold(path, skip=tuple(map(glob.escape, kept)), leftover=options.leftover, merge=options.merge)
     except ModelLoadError as error:
-        raise _not_valid(error) from error
+        raise _not_valid((str(error).partition(": ")[2] or str(error)).rstrip(".")) from error
     plan = first.plan if chosen else _both(first.plan, second.plan)
     return Job(
         plan,
@@ -263,9 +264,22 @@ def _fold_to_onnx(
     )
 
 
-def _not_valid(error: ModelLoadError) -> UnsupportedModelError:
-    """What is said of a file by torch.onnx that cannot be loaded, such as one with a Conv of bfloat16."""
-    said = (str(error).partition(": ")[2] or str(error)).rstrip(".")
+def _require_valid(path: Path) -> None:
+    """Requires that what torch.onnx wrote is ONNX: it gives convolutions of bfloat16, which no runtime has.
+
+    Raises:
+        UnsupportedModelError: It is not.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise _not_valid(" ".join(str(error).partition("==> Context:")[0].split())[:300]) from error
+
+
+def _not_valid(said: str) -> UnsupportedModelError:
+    """What is said of a file by torch.onnx that is none, or that cannot be loaded."""
     return UnsupportedModelError(
         f"what torch.onnx makes of the model is not valid: {said}",
         hint="Write a .pt2 file instead; a model in bfloat16 can be exported in float16 or float32.",
