@@ -133,6 +133,19 @@ class RoundTrip:
 Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | RoundTrip
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A node that reads the shape or the element type of a value, and no element.
+
+    Attributes:
+        name: The name of the node.
+        serves: The nodes that have constants made of what it reads, if nothing else is made of that; with them it goes.
+    """
+
+    name: str
+    serves: "frozenset[Node]" = frozenset()
+
+
 @dataclass(slots=True, eq=False)
 class Value:
     """A tensor that flows between nodes.
@@ -145,7 +158,7 @@ class Value:
         source: For a value without a producer: a clause saying what it is.
         uses: The nodes that read its elements, one entry for each use: `x + x` uses x twice. Reading the shape alone
             is no use.
-        measured_by: The names of the nodes that read its shape or its element type, and no element.
+        measured_by: What reads its shape or its element type, and no element.
         observer: Set if its elements are seen from outside the graph, and by what.
     """
 
@@ -155,7 +168,7 @@ class Value:
     producer: "Node | None" = None
     source: Stop = Stop(StopCode.MODEL_INPUT, "it is an input of the model")
     uses: list["Node"] = field(default_factory=list)
-    measured_by: list[str] = field(default_factory=list)
+    measured_by: list[Reading] = field(default_factory=list)
     observer: Stop | None = None
 
 

@@ -1,9 +1,10 @@
 """The values of a graph while nodes go away: such a node makes an input and its output one tensor."""
 
 from collections import Counter
+from collections.abc import Collection
 
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import MapNode, Node, Value
+from bnfold.graph import MapNode, Node, Reading, Value
 
 
 class Tensors:
@@ -12,7 +13,8 @@ class Tensors:
     def __init__(self) -> None:
         self._parents: dict[Value, Value] = {}
         self._uses: dict[Value, Counter[Node]] = {}
-        self._measures: dict[Value, tuple[str, ...]] = {}
+        self._measures: dict[Value, tuple[Reading, ...]] = {}
+        self._gone: set[Node] = set()
         self._observed: dict[Value, Value | None] = {}
         self._shapes: dict[Value, Value] = {}
         self._instead: dict[Value, Value] = {}
@@ -33,8 +35,17 @@ class Tensors:
             self._uses[root] = Counter(root.uses)
         return self._uses[root]
 
-    def measures(self, root: Value) -> tuple[str, ...]:
-        """The names of the nodes that read the shape or the element type of a tensor, and no element."""
+    def measures(self, root: Value, going: Collection[Node] = ()) -> tuple[str, ...]:
+        """The names of the nodes that read the shape or the element type of a tensor, and no element.
+
+        Args:
+            root: The tensor.
+            going: Nodes that go away now; what only serves them, and those that went before, is left out.
+        """
+        away = {*going, *self._gone}
+        return tuple(read.name for read in self._readings(root) if not read.serves or not read.serves <= away)
+
+    def _readings(self, root: Value) -> tuple[Reading, ...]:
         return self._measures.get(root, tuple(root.measured_by))
 
     def shape(self, root: Value) -> tuple[int | str | None, ...] | None:
@@ -73,12 +84,13 @@ class Tensors:
         source, target = self.root(node.inputs[position]), self.root(node.outputs[0])
         self.drop(node)
         self.uses(source).update(self.uses(target))
-        self._measures[source] = self.measures(source) + self.measures(target)
+        self._measures[source] = self._readings(source) + self._readings(target)
         self._observed[source] = self.observed(source) or self.observed(target)
         self._parents[target] = source
         return source, target
 
     def drop(self, node: Node) -> None:
         """Takes away a node that nothing reads."""
+        self._gone.add(node)
         for value in (*node.inputs, *node.also_reads):
             self.uses(self.root(value)).pop(node, None)

@@ -11,7 +11,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, RoundTrip, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Reading, RoundTrip, Value
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.affines import lift_affine
 from bnfold.onnx.lift.budget import Budget
@@ -145,6 +145,7 @@ class _Lifter:
         self._types: ValueTypes = {}
         self._own = frozenset(defined_names(scope.graph))
         self._readers = _readers(scope.graph)
+        self._lifted_from: dict[int, Node] = {}
 
     def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
         """Adds the nodes of the scope to the graph.
@@ -166,9 +167,6 @@ class _Lifter:
         for position, index in enumerate(execution_order(scope.graph)):
             node = scope.graph.node[index]
             outputs = [name for name in node.output if name]
-            for place, name in enumerate(node.input):
-                if _reads_type_only(node, place):
-                    self._measure(name, scope.prefix + label(node))
             if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
                 continue
             bias_index = self._find_bias(node)
@@ -177,11 +175,15 @@ class _Lifter:
             for lifted in self._lifted(node, Handle(scope, index, bias_index)):
                 if not self._extends_chain(lifted, index):
                     self._graph.add(lifted)
+                    self._lifted_from[index] = lifted
             for (name, inner), (_, inner_inferred) in zip(
                 subgraphs(node), subgraphs(inferred.node[position]), strict=True
             ):
                 self._nest(f"{scope.prefix}{label(node)}.{name}/", inner, inner_inferred)
 
+        for index, node in enumerate(scope.graph.node):
+            for name in {name for place, name in enumerate(node.input) if _reads_type_only(node, place)}:
+                self._measure(name, Reading(scope.prefix + label(node), self._served(index)))
         if self._outer is not None:
             for output in scope.graph.output:
                 self._value(output if isinstance(output, str) else output.name)
@@ -383,12 +385,32 @@ class _Lifter:
         value.observer = value.observer or Stop(StopCode.CAPTURED, "is read inside a nested graph")
         return value
 
-    def _measure(self, name: str, reader: str) -> None:
+    def _measure(self, name: str, reading: Reading) -> None:
         """Notes on a value of this scope, or of one around it, that a node reads its shape or its type."""
         if name in self._values:
-            self._values[name].measured_by.append(reader)
+            self._values[name].measured_by.append(reading)
         elif self._outer is not None and name not in self._own:
-            self._outer._measure(name, reader)
+            self._outer._measure(name, reading)
+
+    def _served(self, index: int) -> frozenset[Node]:
+        """The nodes with constants that are made of what a node gives; empty if anything else is."""
+        served: set[Node] = set()
+        waiting, seen = [index], {index}
+        while waiting:
+            outputs = [name for name in self._scope.graph.node[waiting.pop()].output if name]
+            if not all(map(self._scope.constants.is_constant, outputs)) or not self._readers.outputs.isdisjoint(
+                outputs
+            ):
+                return frozenset()
+            for reader in (reader for name in outputs for reader in self._readers.of.get(name, [])):
+                if reader is None:
+                    return frozenset()
+                if reader in self._lifted_from:
+                    served.add(self._lifted_from[reader])
+                elif reader not in seen:
+                    seen.add(reader)
+                    waiting.append(reader)
+        return frozenset(served)
 
     def _find_bias(self, node: onnx.NodeProto) -> int | None:
         """The position of the Add that gives a MatMul with a constant its bias."""

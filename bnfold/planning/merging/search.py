@@ -242,7 +242,9 @@ class Merging:
         """Why values must keep their shapes that a junction would take away or change."""
         gone = (*junction.gone, *(node for node, _ in junction.bypassed))
         for value in (*(output for node in gone for output in node.outputs), *junction.reshaped):
-            names = self._tensors.measures(self._tensors.root(value))
+            names = self._tensors.measures(
+                self._tensors.root(value), (*gone, *(node for node, _ in junction.collapsed))
+            )
             if names:
                 reason = f"the shape or the element type of '{value.name}' is read by {listed(iter(names), len(names))}"
                 return Stop(StopCode.SHAPE_IS_READ, reason)

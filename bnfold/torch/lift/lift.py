@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.graph import AffineNode, Graph, Kind, Op, OpNode, Value
+from bnfold.graph import AffineNode, Graph, Kind, Op, OpNode, Reading, Value
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.higher_order import nested_graphs, operands
 from bnfold.torch.fx.nodes import element_reads, fake_tensor, fake_tensors, is_tuple_item, metadata_reads
@@ -114,7 +114,7 @@ class _Lifter:
         for read in metadata_reads(node):
             measured = self._values.find(read)
             if measured is not None:
-                measured.measured_by.append(node.name)
+                measured.measured_by.append(Reading(node.name))
         if node in self._nodes.in_bias or self._scope.constants.is_constant(node):
             return
         if is_tuple_item(node):
