@@ -8,6 +8,7 @@ from bnfold.report.page.chart import chart_of
 from bnfold.report.page.colours import PALETTES
 from bnfold.report.report import Report
 from bnfold.text.printable import printable
+from bnfold.text.tables import size
 
 if TYPE_CHECKING:
     import jinja2
@@ -58,7 +59,7 @@ def _environment(*, autoescape: bool) -> "jinja2.Environment":
         figure=wording.figure,
         kernels=wording.kernels,
         side=wording.side,
-        size=wording.size,
+        size=size,
     )
     return environment
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from bnfold.planning.plan import Merge, MergeKind
 from bnfold.report.records import PlanEntry, Verdict
 from bnfold.report.report import Report
+from bnfold.text.tables import size
 
 _SIDES = {"output": "on its output", "input": "on its input", "both": "scale back, shift forward"}
 _VERDICTS = {
@@ -23,16 +24,6 @@ def figure(value: float | None, form: str = ".3g") -> str:
     if not math.isfinite(value):
         return "not finite"
     return f"{value:{form}}"
-
-
-def size(nbytes: int) -> str:
-    """A number of bytes for people, in decimal units."""
-    value, unit = float(nbytes), "B"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def headline(report: Report) -> str:
