@@ -78,6 +78,7 @@ class Sum:
         waiting = [(node, 1)]
         while waiting:
             node, sign = waiting.pop()
+            assert node not in inner, f"'{node.name}' adds up its own result"
             nodes.append(node)
             inner[node] = {}
             for position, (value, own) in enumerate(zip(node.inputs, _signs(node), strict=True)):

@@ -69,8 +69,9 @@ class TestPrograms:
         verdicts = set()
         for seed in range(12):
             program = torch.export.export(of_seed(seed), random_inputs((3, 4, 4, 4)), strict=False)
+            # A merge that overlooks a reader makes a plan that nobody can carry out; there is nothing to compare then.
             with exact_mutations.broken(mutation):
-                verdicts.add(bnfold.fold(program).check().verdict)
+                verdicts.add(bnfold.fold(program, merge=False).check().verdict)
         assert Verdict.FAIL in verdicts
 
     def test_verify_runs_it_first(self) -> None:
