@@ -31,7 +31,7 @@ def folder(tmp_path):
     (tmp_path / "models/broken.onnx").write_text("no model")
     (tmp_path / "bnfold/bin").mkdir(parents=True)
     command = tmp_path / "bnfold/bin/bnfold"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from bnfold.cli.main import main; main()" "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -c "from bnfold.cli.main import main; main()" "$@"\n')
     command.chmod(0o755)
     return tmp_path
 
