@@ -15,10 +15,12 @@ from bnfold.errors import (
 from bnfold.version import __version__
 
 if TYPE_CHECKING:
-    from bnfold.api import FoldResult, fold, inspect, load_folded
+    from bnfold.api import fold, inspect
     from bnfold.latency import Timing, benchmark
+    from bnfold.loading import load_folded
     from bnfold.planning.plan import Fold, Left, Plan
     from bnfold.report import Report, Verdict
+    from bnfold.result import FoldResult
     from bnfold.verification import InputSpec, verify
 
 __all__ = [
@@ -48,7 +50,7 @@ __all__ = [
 
 _HOMES = {
     "Fold": "bnfold.planning.plan",
-    "FoldResult": "bnfold.api",
+    "FoldResult": "bnfold.result",
     "InputSpec": "bnfold.verification",
     "Left": "bnfold.planning.plan",
     "Plan": "bnfold.planning.plan",
@@ -58,7 +60,7 @@ _HOMES = {
     "benchmark": "bnfold.latency",
     "fold": "bnfold.api",
     "inspect": "bnfold.api",
-    "load_folded": "bnfold.api",
+    "load_folded": "bnfold.loading",
     "verify": "bnfold.verification",
 }
 

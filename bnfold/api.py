@@ -1,17 +1,15 @@
 """fold and inspect for every kind of model that bnfold knows."""
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from bnfold import checking
-from bnfold.errors import ModelLoadError, UsageError, VerificationError
+from bnfold.errors import UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
+from bnfold.result import FoldResult
 from bnfold.text.progress import telling
-from bnfold.text.tables import Block, as_html, as_text
 
 if TYPE_CHECKING:
     import onnx
@@ -20,133 +18,13 @@ if TYPE_CHECKING:
 
     from bnfold.onnx.file.load import OnnxModel
     from bnfold.planning.plan import Leftover, Plan
-    from bnfold.report import Exact, Report
-    from bnfold.system.staging import Staged, Written
     from bnfold.text.progress import Progress
     from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs
 
     OnnxLike = str | os.PathLike[str] | onnx.ModelProto | onnx_ir.Model
     TorchLike = torch.nn.Module | torch.export.ExportedProgram
 
-ModelT_co = TypeVar("ModelT_co", covariant=True)
 ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class FoldResult(Generic[ModelT_co]):
-    """What `fold` returns.
-
-    Attributes:
-        plan: What was folded, and what was left with the reason.
-        changed: Whether the folded model differs from the original at all.
-        ops_before: How many nodes of each operator the original has.
-        ops_after: How many nodes of each operator the folded model has.
-        parameters: How many floating-point numbers the original and the folded model store.
-        report: What `fold(..., verify=True)` found; None where nobody asked.
-    """
-
-    plan: "Plan"
-    changed: bool
-    ops_before: Mapping[str, int]
-    ops_after: Mapping[str, int]
-    parameters: tuple[int, int]
-    _build: Callable[[], ModelT_co]
-    _stage: "Callable[[Path, bool], AbstractContextManager[Staged]]"
-    _check: "Callable[[], Exact]"
-    _verify: "Callable[[ModelT_co, Mapping[str, object]], Report]"
-    _model: ModelT_co | None = field(default=None)
-    _exact: "Exact | None" = field(default=None)
-    report: "Report | None" = field(default=None)
-
-    @property
-    def model(self) -> ModelT_co:
-        """The folded model, of the type that was given; for a path, an onnx.ModelProto or an ExportedProgram."""
-        if self._model is None:
-            self._model = self._build()
-        return self._model
-
-    def check(self) -> "Exact":
-        """Whether the fold is right as algebra, by the exact gate: no data, no tolerance, on the CPU.
-
-        The model and its fold are made anew with small numbers for parameters, and whatever changed is run on small
-        integers, at two sizes of each open dimension: both have to give the same bits. The first call takes several
-        times what the fold took; later ones give the same result.
-
-        Returns:
-            What was found; a wrong fold is a verdict in it, not an error.
-        """
-        if self._exact is None:
-            self._exact = self._check()
-        return self._exact
-
-    def verify(self, **options: object) -> "Report":
-        """Compares the folded model with the original: the exact gate first, then `bnfold.verify`.
-
-        Args:
-            **options: Those of `bnfold.verify`, besides the models.
-
-        Returns:
-            A report; a difference is a verdict in it, not an error.
-
-        Raises:
-            UsageError: A module was folded in place, so that there is no original; or as of `bnfold.verify`.
-        """
-        return checking.together(self.check(), lambda: self._verify(self.model, options))
-
-    def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
-        """Writes the folded model, without verifying it.
-
-        Args:
-            path: A file in an existing folder; another file there is replaced. An ONNX model goes to .onnx, an exported
-                program to .pt2, or its state dict to .safetensors or .pt, as a module's does.
-            force: Allow the file that the model was read from to be replaced.
-
-        Returns:
-            The files that are there now: the model, and its data file where the weights are not in it.
-
-        Raises:
-            OutputError: It cannot be written; what was there before is as it was.
-        """
-        with self.staged(path, force=force) as staged:
-            return staged.commit()
-
-    def staged(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "AbstractContextManager[Staged]":
-        """Writes the folded model into a private folder beside its destination, to be verified there.
-
-        Args:
-            path: See `save`.
-            force: Allow the file that the model was read from to be replaced.
-
-        Returns:
-            A context manager; inside it `staged.path` is the complete file, and `staged.commit()` puts it in place.
-
-        Raises:
-            OutputError: It cannot be written; what was there before is as it was.
-        """
-        return self._stage(Path(path), force)
-
-    def summary(self) -> str:
-        """Several lines: the verdict if there is one, before and after, and what was folded, merged and left."""
-        return as_text(self.blocks())
-
-    def blocks(self) -> list[Block]:
-        """The lines of `summary`, with its tables as tables."""
-        nodes = (sum(self.ops_before.values()), sum(self.ops_after.values()))
-        before_after = [
-            ("", "before", "after"),
-            ("BatchNorms", str(self.plan.batch_norms), str(self.plan.batch_norms_left)),
-            ("nodes", *map(str, nodes)),
-            ("parameters", *map(str, self.parameters)),
-        ]
-        verdict: list[Block] = [] if self.report is None else [self.report.summary_line(), ""]
-        return [*verdict, before_after, "", *self.plan.blocks()]
-
-    def __repr__(self) -> str:
-        verdict = "" if self.report is None else f"; {self.report.verdict}"
-        return f"<FoldResult: {self.plan.headline()}{verdict}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.blocks())
 
 
 @overload
@@ -413,43 +291,6 @@ def inspect(
     from bnfold.onnx.fold import inspect_onnx
 
     return inspect_onnx(_opened(model))
-
-
-def load_folded(module: ModuleT, path: "str | os.PathLike[str]") -> ModuleT:
-    """Loads the state dict of a folded module into a fresh one, which is made like it first.
-
-    Args:
-        module: The module as its code makes it, of the class and with the arguments of the one that was folded; changed
-            in place.
-        path: The .safetensors file that `FoldResult.save` or `bnfold fold` wrote.
-
-    Returns:
-        The module, in evaluation mode; without what DataParallel or torch.compile put around it.
-
-    Raises:
-        ModelLoadError: The file is missing, damaged, or not of a folded module, or it is of another one, with the
-            difference; the module is as it was.
-        DeviceError: PyTorch or safetensors is not installed.
-    """
-    from bnfold.torch.capture.wrappers import unwrap
-    from bnfold.torch.file.folded_state import read_folded
-    from bnfold.torch.module.structure.restructuring import Restructuring, restructure
-
-    document, state = read_folded(path)
-    inner = unwrap(module)
-    try:
-        changes = Restructuring.of(cast("Mapping[str, object]", document["structure"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelLoadError(f"{path} has metadata that cannot be read", hint="Fold the module again.") from error
-    try:
-        folded = restructure(inner, changes, state)
-    except ModelLoadError as error:
-        raise ModelLoadError(
-            f"{path} does not fit this {type(inner).__name__}: {error}",
-            hint=f"It is of a {document['class']}, folded by bnfold {document['version']}: build that, with the same"
-            " arguments.",
-        ) from error
-    return cast("ModuleT", folded.eval())
 
 
 def _leftover(text: str) -> "Leftover":

@@ -11,7 +11,7 @@ from bnfold.model_kind import is_torch
 from bnfold.report.report import Report
 from bnfold.text.progress import Progress
 from bnfold.verification.inputs.sampling import Range
-from bnfold.verification.onnx.verifier import verify as verify_onnx
+from bnfold.verification.onnx.verifier import verify_onnx
 from bnfold.verification.runtime.limits import RUN_LIMIT_S
 from bnfold.verification.runtime.source import ModelLike
 
@@ -59,7 +59,7 @@ def verify(
         example_inputs: For a torch.nn.Module, what it can be called with; made-up data has the same structure,
             shapes and dtypes.
         device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or, for ONNX, "tensorrt"; only "auto" falls
-            back.
+            back. TensorRT folds BatchNorm itself, so the original runs on CUDA there.
         samples: Number of samples, where no data is given.
         seed: Seed of the inputs and of the noise.
         shapes: Other shapes of inputs; by name, or in order with None for a name left out.
@@ -67,8 +67,8 @@ def verify(
         rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| at the outputs decides, and no
             gate; the report lists the sites all the same.
         atol: See `rtol`; what is not given is 0.
-        tf32: Run the folded model once more as it will be deployed, with TF32, and report that beside the verdict;
-            needs "cuda", or "auto" that finds it.
+        tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
+            report that beside the verdict; needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
         progress: Told, in words, what is being done.
         names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.

@@ -17,9 +17,9 @@ from .modules import Code, build, hints_of_types, require_runs
 if TYPE_CHECKING:
     import torch
 
-    from bnfold.api import FoldResult
     from bnfold.planning.plan import Plan
     from bnfold.report import Exact, FileInfo, Report
+    from bnfold.result import FoldResult
     from bnfold.system.staging import Staged
 
 _STATE_SUFFIXES = (".safetensors", ".pt")

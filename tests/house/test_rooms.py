@@ -87,15 +87,17 @@ ARROWS: dict[str, set[str]] = {
         *("planning", "report", "onnx", "onnx/file", "torch/capture", "torch/program", "torch/module", "verification"),
         *("verification/exact", "verification/exact/onnx", "verification/exact/torch"),
     },
+    "result": {"checking", "planning", "report"},
     "api": {
-        *("checking", "planning", "report", "onnx", "onnx/file", "torch/file", "torch/capture"),
-        *("torch/program", "torch/module", "torch/module/structure"),
+        *("checking", "planning", "result", "onnx", "onnx/file", "torch/file", "torch/capture"),
+        *("torch/program", "torch/module"),
     },
+    "loading": {"torch/capture", "torch/file", "torch/module/structure"},
     "__main__": {"cli"},
-    "": {"api", "latency", "planning", "report", "verification"},
+    "": {"api", "latency", "loading", "planning", "report", "result", "verification"},
     "cli": {"", "cli/shared", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
-        *("", "api", "checking", "graph", "planning", "report", "verification", "verification/exact"),
+        *("", "checking", "graph", "planning", "report", "result", "verification", "verification/exact"),
         *("report/page", "onnx/file", "onnx/proto", "torch/file", "torch/capture"),
     },
 }

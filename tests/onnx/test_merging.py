@@ -16,9 +16,9 @@ from onnx_fold import batch_norm, fold, parse, random, random_feeds
 from oracle import evaluate, relative_error, to_double
 
 import bnfold
-from bnfold.api import FoldResult
 from bnfold.planning.plan import MergeKind, Plan
 from bnfold.reasons import StopCode
+from bnfold.result import FoldResult
 
 IMAGE = "double[2, 4, H, W]"
 FORMS = {

@@ -34,7 +34,7 @@ _State = dict[str, object]
 
 @dataclass(slots=True)
 class StagedFile:
-    """One file written beside its destination; see `bnfold.api.Staged`.
+    """One file written beside its destination; see `bnfold.system.staging.Staged`.
 
     Attributes:
         path: The complete file.
@@ -88,7 +88,7 @@ def stage_module(
         metadata: What goes into the header of a .safetensors file.
 
     Returns:
-        A context manager that gives a `bnfold.api.Staged`.
+        A context manager that gives a `bnfold.system.staging.Staged`.
 
     Raises:
         OutputError: The destination is not fit to be written, or writing failed.
@@ -112,7 +112,7 @@ def stage_program(
         force: Allow the destination to be `source`.
 
     Returns:
-        A context manager that gives a `bnfold.api.Staged`.
+        A context manager that gives a `bnfold.system.staging.Staged`.
 
     Raises:
         OutputError: The destination is not fit to be written, or writing failed.

@@ -32,7 +32,7 @@ from bnfold.verification.runtime.devices import (
     tensorrt_device,
 )
 from bnfold.verification.runtime.initializers import drop_unused_initializers
-from bnfold.verification.runtime.limits import RUN_LIMIT_S, check_limit
+from bnfold.verification.runtime.limits import check_limit
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source, injected_values
 
@@ -52,50 +52,24 @@ class _Task:
     progress: Progress | None
 
 
-def verify(
+def verify_onnx(
     original: ModelLike,
     folded: ModelLike,
     *,
-    inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None,
-    device: str = "auto",
-    samples: int = 4,
-    seed: int = 0,
-    shapes: Shapes | None = None,
-    value_ranges: Mapping[str, Range] | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    tf32: bool = False,
-    timeout_s: float = RUN_LIMIT_S,
-    progress: Progress | None = None,
-    names: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None,
+    device: str,
+    samples: int,
+    seed: int,
+    shapes: Shapes | None,
+    value_ranges: Mapping[str, Range] | None,
+    rtol: float | None,
+    atol: float | None,
+    tf32: bool,
+    timeout_s: float,
+    progress: Progress | None,
+    names: Mapping[str, str] | None,
 ) -> Report:
-    """Compare a folded ONNX model with its original, by running both with graph optimisations off.
-
-    Two gates decide. Sites: what changed, fed with the original's own activations, gives what the original gives, up
-    to rounding; this names the layer that is wrong. Outputs: an output passes if it is at most 4 times as far from the
-    original's as the original's own output moves when its parameters are moved by one unit in the last place.
-
-    Args:
-        original: A path, an onnx.ModelProto or an onnx_ir.Model.
-        folded: The same.
-        inputs: Real data by input name, or a sequence of that, one a sample; what is left out is made up.
-        device: "auto" (the GPU if it works, else the CPU), "cpu", "cuda" or "tensorrt"; only "auto" falls back.
-            For "tensorrt", which folds BatchNorm itself, the original runs on CUDA.
-        samples: Number of samples, where no data is given.
-        seed: Seed of the inputs and of the noise.
-        shapes: Shapes of inputs with open dimensions; by name, or in order with None for a name left out.
-        value_ranges: Lowest and highest value of inputs that are made up, by name.
-        rtol: If this or `atol` is given, |folded − original| ≤ atol + rtol·|original| at the outputs decides, and no
-            gate; the report lists the sites all the same.
-        atol: See `rtol`; what is not given is 0.
-        tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
-            report that beside the verdict; needs "cuda", or "auto" that finds it.
-        timeout_s: Longest time for one run of a model.
-        progress: Told, in words, what is being done.
-        names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
-
-    Returns:
-        A report; a difference is a verdict in it, not an error.
+    """Compare a folded ONNX model with its original; see `bnfold.verification.verify` for the arguments.
 
     Raises:
         UsageError: An argument is out of range, names no input, or contradicts the model.
