@@ -124,7 +124,7 @@ class FoldResult(Generic[ModelT_co]):
             ("nodes", *map(str, nodes)),
             ("parameters", *map(str, self.parameters)),
         ]
-        verdict: list[Block] = [] if self.report is None else [self.report.summary_line(), ""]
+        verdict: list[Block] = [] if self.report is None else [*self.report.verdict_lines(), ""]
         return [*verdict, before_after, "", *self.plan.blocks()]
 
     def __repr__(self) -> str:

@@ -225,11 +225,11 @@ def _tell(
         say_json(whole.to_json())
     if as_json or quiet:
         return
-    blocks: list[Block] = [report.summary_line(), "", _before_and_after(job, source, target), ""]
+    blocks: list[Block] = [*report.verdict_lines(), "", _before_and_after(job, source, target), ""]
     blocks += show.plan_blocks(model, job.plan, verbose=verbose)
     if verbose:
         blocks += ["", *show.count_blocks(job.ops_before, job.ops_after)]
-        blocks += ["", *report.blocks()[2:]] if report.outputs else []
+        blocks += ["", *report.tables()] if report.outputs else []
     elif report.sites_note:
         blocks += ["", f"note: {report.sites_note}"]
     if target is None:

@@ -73,8 +73,9 @@ def verify(
             tell(f"note: {line}")
         say_json(report.to_json())
     elif not quiet:
-        first, *rest = report.blocks()
-        say_blocks([first, *naming_lines(names, mapping or ()), *rest], report.verdict)
+        lines = [*report.verdict_lines(), *naming_lines(names, mapping or ())]
+        tables = report.tables()
+        say_blocks([*lines, *([""] if tables else []), *tables], report.verdict)
     elif report.verdict != "pass":
         tell(f"error: {report.summary_line()}")
     if report.verdict != "pass":

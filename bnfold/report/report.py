@@ -21,7 +21,7 @@ from bnfold.report.records import (
     VerifyConfig,
 )
 from bnfold.report.wording import output_table, site_blocks
-from bnfold.text.tables import Block, as_html, as_text
+from bnfold.text.tables import Block, as_html, as_text, plural
 from bnfold.version import __version__
 
 SCHEMA = "bnfold.report/1"
@@ -110,33 +110,30 @@ class Report:
         return json.dumps(self.to_dict(), allow_nan=False, indent=2, ensure_ascii=False)
 
     def summary_line(self) -> str:
-        """One line: the verdict, what it rests on, and where it was taken."""
-        if self.device is None or self.config is None:
-            more = "" if self.exact is None else f"; {self.exact.summary()}"
-            return f"{self.verdict}: {self.reason or 'nothing was run'}{more}"
-        name = _DEVICE_NAMES.get(self.device.used, self.device.used)
-        where = f"{name} ({self.device.provider}, {'TF32 on' if self.device.tf32 else 'TF32 off'})"
-        facts = [
-            f"{self.config.samples} sample{'' if self.config.samples == 1 else 's'}",
-            *self._figures(self.config),
-        ]
-        if self.verdict is Verdict.PASS and not self.reason:
-            return f"pass: outputs match on {where}, {', '.join(facts)}"
-        return f"{self.verdict}: {self.reason}; on {where}, {', '.join(facts)}"
+        """One line: the verdict, where it was taken, and what it rests on."""
+        facts = [facts for _, facts in self._evidence()]
+        return ("; " if self.device is None else ", ").join([self._headline(), *facts])
 
     def summary(self) -> str:
         """Several lines: the verdict, and tables of the outputs and of the worst folded layers."""
         return as_text(self.blocks())
 
+    def verdict_lines(self) -> list[str]:
+        """What `summary_line` says, with a line for each question that was asked."""
+        return [self._headline(), *(f"  {question:8} {facts}" for question, facts in self._evidence())]
+
     def blocks(self) -> list[Block]:
         """The lines of `summary`, with its tables as tables."""
-        blocks: list[Block] = [self.summary_line()]
-        if self.outputs:
-            blocks += ["", output_table(self.outputs)]
-        if self.as_deployed:
-            blocks += ["", "as deployed, with TF32", output_table(self.as_deployed)]
+        tables = self.tables()
+        return [*self.verdict_lines(), *([""] if tables else []), *tables]
+
+    def tables(self) -> list[Block]:
+        """The outputs, and the worst folded layers."""
+        parts: list[list[Block]] = [[output_table(self.outputs)]] if self.outputs else []
+        parts += [["as deployed, with TF32", output_table(self.as_deployed)]] if self.as_deployed else []
         sites = site_blocks(self.sites, self.sites_note)
-        return [*blocks, "", *sites] if sites else blocks
+        parts += [sites] if sites else []
+        return [block for part in parts for block in ("", *part)][1:]
 
     def __repr__(self) -> str:
         return f"<Report: {self.summary_line()}>"
@@ -144,28 +141,48 @@ class Report:
     def _repr_html_(self) -> str:
         return as_html(self.blocks())
 
-    def _figures(self, config: VerifyConfig) -> list[str]:
-        figures = [] if self.exact is None else [self.exact.summary()]
-        site_ratios = [site.ratio for site in self.sites if site.ratio is not None]
-        if site_ratios:
-            count = f"{len(site_ratios)} site{'' if len(site_ratios) == 1 else 's'}"
-            figures.append(f"{count}, worst {max(site_ratios):.3g} rounding bounds (limit {config.site_limit:g})")
+    def _headline(self) -> str:
+        if self.device is None or self.config is None:
+            return f"{self.verdict}: {self.reason or 'nothing was run'}"
+        name = _DEVICE_NAMES.get(self.device.used, self.device.used)
+        where = f"{name} ({self.device.provider}, {'TF32 on' if self.device.tf32 else 'TF32 off'})"
+        if self.verdict is Verdict.PASS and not self.reason:
+            return f"pass: outputs match on {where}"
+        return f"{self.verdict}: {self.reason}; on {where}"
+
+    def _evidence(self) -> list[tuple[str, str]]:
+        """What was found for each of the questions that were asked; see docs/verdict.md."""
+        found = [("algebra", [] if self.exact is None else [self.exact.summary()])]
+        if self.device is not None and self.config is not None:
+            found += [("layers", self._layers(self.config)), ("outputs", self._outputs(self.config))]
+        return [(question, ", ".join(facts)) for question, facts in found if facts]
+
+    def _layers(self, config: VerifyConfig) -> list[str]:
+        ratios = [site.ratio for site in self.sites if site.ratio is not None]
         unmeasured = sum(site.verdict is Verdict.SKIPPED for site in self.sites)
+        facts = []
+        if ratios:
+            worst = f"worst {max(ratios):.3g} rounding bounds (limit {config.site_limit:g})"
+            facts.append(f"{plural(len(ratios), 'site')}, {worst}")
         if unmeasured:
-            figures.append(f"{unmeasured} site{'' if unmeasured == 1 else 's'} judged by the outputs alone")
+            facts.append(f"{plural(unmeasured, 'site')} judged by the outputs alone")
         elif self.sites_note and not self.sites:
-            figures.append("no sites measured")
+            facts.append("no sites measured")
+        return facts
+
+    def _outputs(self, config: VerifyConfig) -> list[str]:
+        facts = [plural(config.samples, "sample")]
         ratios = [output.noise_ratio for output in self.outputs if output.noise_ratio is not None]
         if ratios:
-            figures.append(f"worst noise ratio {max(ratios):.3g} (limit {config.noise_limit:g})")
+            facts.append(f"worst noise ratio {max(ratios):.3g} (limit {config.noise_limit:g})")
         if config.rtol is not None or config.atol is not None:
-            figures.append(f"rtol {config.rtol or 0.0:g} and atol {config.atol or 0.0:g} instead of the noise ratio")
+            facts.append(f"rtol {config.rtol or 0.0:g} and atol {config.atol or 0.0:g} instead of the noise ratio")
         if config.inputs_note:
-            figures.append(f"in the inputs {config.inputs_note}")
+            facts.append(f"in the inputs {config.inputs_note}")
         differences = [output.max_abs for output in self.outputs if output.max_abs is not None]
         if differences:
-            figures.append(f"max abs {max(differences):.2g}")
-        return figures
+            facts.append(f"max abs {max(differences):.2g}")
+        return facts
 
 
 def _tool() -> dict[str, JsonValue]:

@@ -91,9 +91,9 @@ def test_options_from_pyproject(run, folder):
     code, out, err = run(*FOLD)
     assert (code, err) == (0, "")
     assert "2 BatchNorms: 1 folded, 1 left" in out
-    assert "TF32 off), 2 samples" in out
+    assert "  outputs  2 samples" in out
     _, out, _ = run(*FOLD, "--samples", "1", "--skip", "bn0")
-    assert "TF32 off), 1 sample" in out
+    assert "  outputs  1 sample," in out
     assert "bn0  [skipped]" in out
 
 

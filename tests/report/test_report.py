@@ -8,6 +8,7 @@ import pytest
 
 from bnfold.report import (
     DeviceInfo,
+    Exact,
     FileInfo,
     InputInfo,
     OutputMetrics,
@@ -37,6 +38,17 @@ def test_the_line_of_a_pass():
         "pass: outputs match on CPU (CPUExecutionProvider, TF32 off), 4 samples, "
         "worst noise ratio 0.43 (limit 4), max abs 2.1e-06"
     )
+
+
+def test_each_question_has_a_line():
+    site = Site("bn1", ("conv1",), Verdict.PASS, ratio=3.25)
+    exact = Exact(Verdict.PASS, regions=2, equal=2, sizes=2)
+    assert dataclasses.replace(GOOD, sites=(site,), exact=exact).verdict_lines() == [
+        "pass: outputs match on CPU (CPUExecutionProvider, TF32 off)",
+        "  algebra  2 of 2 changed regions exactly equal at 2 sizes",
+        "  layers   1 site, worst 3.25 rounding bounds (limit 32)",
+        "  outputs  4 samples, worst noise ratio 0.43 (limit 4), max abs 2.1e-06",
+    ]
 
 
 def test_the_line_of_a_failure_begins_with_the_reason():
@@ -125,10 +137,10 @@ def test_sites_are_told_worst_first():
     site = Site("bn1", ("conv1",), Verdict.PASS, ratio=3.25, max_abs=1e-6, rel_l2=2e-7, channel=4)
     lost = Site("h", ("soft",), Verdict.SKIPPED, "no rounding bound is known for Softmax")
     report = dataclasses.replace(GOOD, sites=(site, lost), sites_note="'h' was not measured on its own")
-    said = "4 samples, 1 site, worst 3.25 rounding bounds (limit 32), 1 site judged by the outputs alone, worst noise"
+    said = "1 site, worst 3.25 rounding bounds (limit 32), 1 site judged by the outputs alone, 4 samples, worst noise"
     assert said in report.summary_line()
     nothing = dataclasses.replace(GOOD, sites_note="sites were not measured: the opsets differ (17 and 18)")
-    assert "4 samples, no sites measured, worst noise" in nothing.summary_line()
+    assert "TF32 off), no sites measured, 4 samples, worst noise" in nothing.summary_line()
     document = json.loads(report.to_json())
     assert document["sites"][0] == {
         "name": "bn1",
