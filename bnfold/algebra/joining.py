@@ -26,7 +26,7 @@ def total(kernels: Sequence[Kernel], signs: Sequence[int], sizes: Sequence[int |
     Args:
         kernels: The maps.
         signs: What each is multiplied by.
-        sizes: The spatial sizes of the value, as many as the kernels have axes, None where unknown.
+        sizes: The sizes of the value, None where unknown; those of the axes of the kernels are the last.
 
     Returns:
         The kernel, or why the sum is none.
@@ -45,7 +45,8 @@ def total(kernels: Sequence[Kernel], signs: Sequence[int], sizes: Sequence[int |
         if other.transposed != one.transposed:
             return Stop(StopCode.NO_RULE, "one is transposed and the other is not")
     axes: list[Axis] = []
-    for parts, size in zip(zip(*(kernel.axes for kernel in kernels), strict=True), sizes, strict=True):
+    spatial = sizes[len(sizes) - len(one.axes) :]
+    for parts, size in zip(zip(*(kernel.axes for kernel in kernels), strict=True), spatial, strict=True):
         axis = _common(parts, size, transposed=one.transposed)
         if isinstance(axis, Stop):
             return axis

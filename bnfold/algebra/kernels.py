@@ -212,6 +212,16 @@ def of_affine(affine: Affine | None, like: Kernel) -> Kernel | None:
     )
 
 
+def as_affine(kernel: Kernel) -> Affine | None:
+    """A kernel as the affine that it is; None if it is none."""
+    if not kernel.is_affine:
+        return None
+    shape = (1, -1, *(1 for _ in kernel.axes))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        scale, bias = kernel.weight().reshape(shape), kernel.bias()
+    return Affine(scale, np.zeros_like(scale) if bias is None else bias.reshape(shape))
+
+
 def as_map(kernel: Kernel, base: LinearMap, sign: int) -> LinearMap:
     """A kernel as a linear map with constants in float64, to be rounded when it is stored.
 

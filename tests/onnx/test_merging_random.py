@@ -5,11 +5,10 @@ are broadcast, and inputs of the model; sizes may be open.
 """
 
 import numpy as np
-import onnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
-from onnx_fold import batch_norm, fold, parse, random
+from onnx import TensorProto, helper
+from onnx_fold import batch_norm, fold, parse, random, to_single
 
 CHANNELS = 4
 BRANCHES = st.sampled_from(
@@ -180,18 +179,6 @@ def check(data: st.DataObject) -> None:
     feeds = {"x": random(1, CHANNELS, 6, 7), "z": random(*z), "p": np.array(True)}
     fold(model, feeds=feeds, merge=True, leftover=leftover, exactly=True)
     fold(to_single(model), compare=False, merge=True, leftover=leftover)
-
-
-def to_single(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in float32, in which a BN that stays may become a convolution."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    for value in (*single.graph.input, *single.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for tensor in single.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    return single
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -193,6 +193,18 @@ def fold(
     return Folded(folded, result.plan, model)
 
 
+def to_single(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float32, in which a BN that stays may become a convolution."""
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    for value in (*single.graph.input, *single.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for tensor in single.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    return single
+
+
 def as_bytes(model: onnx.ModelProto) -> bytes:
     """The model as it would be written."""
     return model.SerializeToString(deterministic=True)

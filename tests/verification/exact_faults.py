@@ -273,9 +273,9 @@ MUTATIONS = (
     ),
     Mutation(
         "merge: affines added without the identity",
-        "bnfold.planning.merging.search:Merging._affine_at",
-        "if isinstance(term.what, Affine) else 1.0",
-        "if isinstance(term.what, Affine) else 0.0",
+        "bnfold.planning.merging.search:_affine",
+        "Affine(np.ones(()), np.zeros(()))",
+        "Affine(np.zeros(()), np.zeros(()))",
     ),
     Mutation("merge: sign of the sum lost", "bnfold.planning.merging.sums:Sum.without", "sign = -sign", "sign = +sign"),
     # lifting and applying

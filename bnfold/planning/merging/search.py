@@ -11,15 +11,17 @@ map among them become one affine.
 A pointwise map and a map behind it, or before it, become one where that takes fewer multiply-adds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain as in_a_row
+from itertools import combinations, islice
 from math import prod
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain, chain_is_less_work, total
-from bnfold.algebra.kernels import Kernel, as_map, of_affine
+from bnfold.algebra.kernels import Kernel, as_affine, as_map, of_affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, Value
 from bnfold.planning.destinations import grows
@@ -29,6 +31,9 @@ from bnfold.planning.plan import Junction, Merge, MergeKind
 from bnfold.planning.route import listed, seen_by_others
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
+
+_MOST_PARTS = 64
+"""How many choices of terms are tried where all of them together cannot become one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +108,22 @@ class Merging:
 
     def _put_together(self, sum_: Sum, source: Value, terms: Sequence[Term]) -> "Found | Stop | None":
         """Makes the largest possible maps of the terms of one value; the first that can be made is the result."""
-        maps = [(term, term.what) for term in terms if isinstance(term.what, Kernel)]
+        maps = [term.what for term in terms if isinstance(term.what, Kernel)]
         stops: list[Stop] = []
-        kernels: dict[Term, Kernel] = dict(maps)
-        rest = [term for term in terms if term not in kernels]
         if maps:
-            like = max((kernel for _, kernel in maps), key=lambda kernel: kernel.multiply_adds)
-            for term in rest:
-                kernel = of_affine(term.what if isinstance(term.what, Affine) else None, like)
-                if kernel is not None:
-                    kernels[term] = kernel
-            count = len(like.axes)
-            shape = self._tensors.shape(source) or (None,) * count
-            sizes = [size if isinstance(size, int) else None for size in shape[-count:]]
-            for cluster in _clusters(kernels, sizes if count else [], stops):
-                found = self._map_of(sum_, cluster, kernels, sizes if count else [])
+            shape = self._tensors.shape(source) or (None,) * max(len(kernel.axes) for kernel in maps)
+            sizes = [size if isinstance(size, int) else None for size in shape]
+            maps.sort(key=lambda kernel: kernel.multiply_adds, reverse=True)
+            kernels = {term: kernel for term in terms if (kernel := _kernel(term, maps)) is not None}
+            for cluster in _clusters(kernels, sizes, stops):
+                found = _first_made(self._map_of(sum_, part, kernels, sizes) for part in _parts(cluster))
                 if isinstance(found, Found):
                     return found
                 stops.append(found)
-        if self._compose and len(rest) > 1 and any(_is_batch_norm(term) for term in rest):
-            found = self._affine_of(sum_, rest)
+        affines = {term: affine for term in terms if (affine := _affine(term)) is not None}
+        if self._compose and len(affines) > 1 and any(map(_is_batch_norm, affines)):
+            parts = [part for part in _parts([*affines]) if any(map(_is_batch_norm, part))]
+            found = _first_made(self._affine_of(sum_, part, affines) for part in parts)
             if isinstance(found, Found):
                 return found
             stops.append(found)
@@ -134,6 +135,8 @@ class Merging:
         kernel = total([kernels[term] for term in terms], [term.leaf.sign for term in terms], sizes)
         if isinstance(kernel, Stop):
             return kernel
+        if kernel.multiply_adds > kernel.cost:
+            return _more_work(kernel.multiply_adds, kernel.cost)
         stop = Stop(StopCode.NO_RULE, "no map among them could stand for all of them")
         # One that need not change its window comes first, and of these one that is a single node.
         for carrier in sorted(terms, key=lambda term: (kernels[term].axes != kernel.axes, len(term.path))):
@@ -175,15 +178,14 @@ class Merging:
         kernel = self._branches.kernel(node) if isinstance(node, MapNode) else None
         return kernel is not None and kernel.is_affine
 
-    def _affine_of(self, sum_: Sum, terms: Sequence[Term]) -> Found | Stop:
+    def _affine_of(self, sum_: Sum, terms: Sequence[Term], affines: Mapping[Term, Affine]) -> Found | Stop:
         """The affine that all terms add up to, in the place of the first BN among them that can stand for them."""
-        carriers = (term for term in terms if _is_batch_norm(term))
-        found = self._affine_at(sum_, terms, next(carriers))
-        while isinstance(found, Stop) and (carrier := next(carriers, None)) is not None:
-            found = self._affine_at(sum_, terms, carrier)
-        return found
+        carriers = filter(_is_batch_norm, terms)
+        return _first_made(self._affine_at(sum_, terms, affines, carrier) for carrier in carriers)
 
-    def _affine_at(self, sum_: Sum, terms: Sequence[Term], carrier: Term) -> Found | Stop:
+    def _affine_at(
+        self, sum_: Sum, terms: Sequence[Term], affines: Mapping[Term, Affine], carrier: Term
+    ) -> Found | Stop:
         target = next(node for node in carrier.path if isinstance(node, AffineNode))
         rewired = sum_.without([term.leaf for term in terms if term is not carrier], carrier.leaf)
         if isinstance(rewired, Stop):
@@ -192,8 +194,7 @@ class Merging:
         scale, shift = np.zeros((1,) * own.rank), np.zeros((1,) * own.rank)
         for term in terms:
             sign = term.leaf.sign * rewired.sign
-            scale = scale + sign * (term.what.scale if isinstance(term.what, Affine) else 1.0)
-            shift = shift + sign * (term.what.shift if isinstance(term.what, Affine) else 0.0)
+            scale, shift = scale + sign * affines[term].scale, shift + sign * affines[term].shift
         affine = Affine(scale, shift)
         if grows(own, affine):
             return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
@@ -291,6 +292,38 @@ class Merging:
         return Found(junction, merge, folding, None)
 
 
+def _kernel(term: Term, maps: Sequence[Kernel]) -> Kernel | None:
+    """What a term is as a kernel: an affine is one like the first of the maps that it can be like."""
+    if isinstance(term.what, Kernel):
+        return term.what
+    alike = (of_affine(term.what, like) for like in maps)
+    return next((kernel for kernel in alike if kernel is not None), None)
+
+
+def _affine(term: Term) -> Affine | None:
+    """What a term is as an affine; a map may do what one does."""
+    if isinstance(term.what, Kernel):
+        return as_affine(term.what)
+    return term.what or Affine(np.ones(()), np.zeros(()))
+
+
+def _parts(terms: Sequence[Term]) -> Iterable[Sequence[Term]]:
+    """All of the terms, and where they cannot become one, fewer of them."""
+    sizes = range(len(terms), 1, -1)
+    return islice(in_a_row.from_iterable(combinations(terms, size) for size in sizes), _MOST_PARTS)
+
+
+def _first_made(attempts: Iterable[Found | Stop]) -> Found | Stop:
+    """The first attempt that can be made; if there is none, why the first cannot."""
+    stop: Stop | None = None
+    for attempt in attempts:
+        if isinstance(attempt, Found):
+            return attempt
+        stop = stop or attempt
+    assert stop is not None  # nobody asks without an attempt
+    return stop
+
+
 def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops: list[Stop]) -> list[list[Term]]:
     """Puts terms together, the costliest first, where the map that they become is no more work than they are now."""
     clusters: list[tuple[list[Term], int]] = []
@@ -302,8 +335,7 @@ def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops
             if isinstance(kernel, Stop):
                 stops.append(kernel)
             elif kernel.multiply_adds > work + own:
-                reason = f"as one map they would take {kernel.multiply_adds} multiply-adds instead of {work + own}"
-                stops.append(Stop(StopCode.MORE_WORK, reason))
+                stops.append(_more_work(kernel.multiply_adds, work + own))
             else:
                 clusters[index] = together, kernel.multiply_adds
                 break
@@ -312,8 +344,13 @@ def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops
     return [members for members, _ in clusters if len(members) > 1]
 
 
+def _more_work(together: int, apart: int) -> Stop:
+    return Stop(StopCode.MORE_WORK, f"as one map they would take {together} multiply-adds instead of {apart}")
+
+
 def _is_batch_norm(term: Term) -> bool:
-    return any(isinstance(node, AffineNode) and node.kind is Kind.BATCH_NORM for node in term.path)
+    nodes = () if isinstance(term.what, Kernel) else term.path
+    return any(isinstance(node, AffineNode) and node.kind is Kind.BATCH_NORM for node in nodes)
 
 
 def _part(junction: Junction) -> list[Node]:
