@@ -208,6 +208,12 @@ MUTATIONS = (
         "following.scale * self.shift + following.shift",
         "self.scale * following.shift + self.shift",
     ),
+    Mutation(
+        "lift: epsilon forgotten",
+        "bnfold.algebra.affine:Affine.from_batch_norm",
+        "np.sqrt(variance.astype(np.float64) + epsilon)",
+        "np.sqrt(variance.astype(np.float64))",
+    ),
     # weights
     Mutation(
         "input shift: groups not looked at",

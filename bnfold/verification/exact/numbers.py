@@ -16,6 +16,10 @@ from bnfold.algebra.rounding import Array, Float64Array
 _SCALES = np.array([halves / 2 for halves in range(1, 34) if halves != 2])
 _SHIFTS = np.arange(1.0, 32.0)
 _POWERS = np.array([2, 0.5, 4, 0.25, 8])
+
+EPSILON = 2.0**-7
+"""What is added to a variance, which is a power of four with it: one that is forgotten makes it no square."""
+
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -44,7 +48,7 @@ class Numbers:
     def batch_norm(
         self, scale: Array, shift: Array, *, has_gamma: bool = True, has_beta: bool = True
     ) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array]:
-        """Gamma, beta, mean and variance, to be used with an epsilon of 0, of a BN with a small scale and shift.
+        """Gamma, beta, mean and variance, to be used with an epsilon of `EPSILON`, of a BN with small scale and shift.
 
         Args:
             scale: The scale of the BN, any shape.
@@ -56,13 +60,13 @@ class Numbers:
         small_scale = (self.scales(scale) if exact else self.divisors(scale)).reshape(-1)
         small_shift = self.shifts(shift).reshape(-1)
         channels = np.arange(small_scale.size)
-        deviation = np.array([1, 2, 0.5])[(channels + self.seed) % 3] if has_gamma else 1 / small_scale
+        deviation = np.array([1, 0.5, 0.25])[(channels + self.seed) % 3] if has_gamma else 1 / small_scale
         gamma = small_scale * deviation if has_gamma else np.ones(small_scale.size)
         mean = np.array([1.0, -2, 3, -1, 2])[channels % 5]
         if has_beta:
-            return gamma, small_shift + small_scale * mean, mean, deviation**2
+            return gamma, small_shift + small_scale * mean, mean, deviation**2 - EPSILON
         mean = np.divide(-small_shift, small_scale, out=mean, where=small_scale != 0)
-        return gamma, np.zeros(small_scale.size), mean, deviation**2
+        return gamma, np.zeros(small_scale.size), mean, deviation**2 - EPSILON
 
     def weight(self, shape: tuple[int, ...], groups: int) -> Float64Array:
         """A weight of few non-zero taps: every output and every input channel has some, at any place of the kernel.

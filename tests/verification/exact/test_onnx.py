@@ -13,7 +13,7 @@ from bnfold.onnx.fold import FoldOptions, fold_onnx
 from bnfold.planning.plan import Leftover
 from bnfold.report import Exact, Verdict
 from bnfold.verification.exact.judging import judge
-from bnfold.verification.exact.numbers import Numbers
+from bnfold.verification.exact.numbers import EPSILON, Numbers
 from bnfold.verification.exact.onnx.gate import check_onnx
 from bnfold.verification.exact.onnx.stand_in import stand_in
 
@@ -57,8 +57,8 @@ class TestNumbers:
     def test_a_batch_norm_has_its_small_scale_and_shift(self) -> None:
         scale, shift = np.array([0.5, -2.0, 0.0, 1.0]), np.array([0.0, 0.1, -3.0, 0.1])
         gamma, beta, mean, variance = Numbers(0).batch_norm(scale, shift)
-        assert np.array_equal(gamma / np.sqrt(variance), Numbers(0).scales(scale))
-        assert np.array_equal(beta - gamma / np.sqrt(variance) * mean, Numbers(0).shifts(shift))
+        assert np.array_equal(gamma / np.sqrt(variance + EPSILON), Numbers(0).scales(scale))
+        assert np.array_equal(beta - gamma / np.sqrt(variance + EPSILON) * mean, Numbers(0).shifts(shift))
 
     @pytest.mark.parametrize(("shape", "groups"), [((8, 4, 3, 3), 1), ((4, 64), 1), ((12, 1, 5, 5), 12), ((64, 2), 1)])
     def test_a_weight_reaches_every_channel(self, shape: tuple[int, ...], groups: int) -> None:
@@ -74,10 +74,10 @@ class TestStandIn:
         stand_in(model, Numbers(0))
         assert model.proto.SerializeToString(deterministic=True) == before
 
-    def test_epsilon_goes(self) -> None:
+    def test_epsilon_is_another_one(self) -> None:
         made = stand_in(from_proto(conv_bn()), Numbers(0))
         node = next(node for node in made.proto.graph.node if node.op_type == "BatchNormalization")
-        assert [given.f for given in node.attribute if given.name == "epsilon"] == [0.0]
+        assert [given.f for given in node.attribute if given.name == "epsilon"] == [EPSILON]
 
     def test_a_shared_weight_stays_shared(self) -> None:
         text = (

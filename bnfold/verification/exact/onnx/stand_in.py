@@ -19,7 +19,7 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.onnx.lift.lift import Handle, Scope, lift
 from bnfold.onnx.proto.names import FreshNames, find_attribute
-from bnfold.verification.exact.numbers import Numbers
+from bnfold.verification.exact.numbers import EPSILON, Numbers
 
 _Small = Callable[[Array], Float64Array]
 
@@ -85,9 +85,9 @@ class _Writer:
                 self._replace(scope, proto, position, f"{position} {key}", partial(_given, array))
             epsilon = find_attribute(proto, "epsilon")
             if epsilon is None:
-                proto.attribute.append(helper.make_attribute("epsilon", 0.0))
+                proto.attribute.append(helper.make_attribute("epsilon", EPSILON))
             else:
-                epsilon.f = 0.0
+                epsilon.f = EPSILON
             return
         for index in (handle.index, *handle.chain):
             part = scope.graph.node[index]

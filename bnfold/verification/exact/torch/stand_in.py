@@ -23,7 +23,7 @@ from bnfold.torch.lift.constants import Constant
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.lift.provenance import Handle
 from bnfold.torch.program.editor import ProgramEditor
-from bnfold.verification.exact.numbers import Numbers
+from bnfold.verification.exact.numbers import EPSILON, Numbers
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _OPERANDS = ("self", "other", "weight", "negative_slope")
@@ -39,7 +39,7 @@ class SmallNumbers:
     Attributes:
         parameters: New values of parameters and buffers, by name.
         literals: New values of the arguments of calls, by name.
-        exact: The calls of batch norms, whose epsilon becomes 0.
+        exact: The calls of batch norms, whose epsilon becomes another one.
         modules: The paths of the modules that these run in.
     """
 
@@ -112,7 +112,7 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
         for twin in editor.tensors.twins(name):
             (editor.tensors.state if twin in editor.tensors.state else editor.tensors.constants)[twin] = tensor
     for node in small.exact:
-        set_argument(editor.call(node), "eps" if "eps" in arguments(node) else "epsilon", 0.0)
+        set_argument(editor.call(node), "eps" if "eps" in arguments(node) else "epsilon", EPSILON)
     for node, given in small.literals.items():
         for name, value in given.items():
             set_argument(editor.call(node), name, value)
@@ -126,7 +126,7 @@ def stand_in_module(module: ModuleT, small: SmallNumbers) -> ModuleT:
     for path in small.modules:
         layer = copied.get_submodule(path)
         if hasattr(layer, "eps"):
-            setattr(layer, "eps", 0.0)  # noqa: B010 - of a class that has one
+            setattr(layer, "eps", EPSILON)  # noqa: B010 - of a class that has one
     return copied
 
 
