@@ -104,6 +104,8 @@ class _Follower:
         if is_standard(node, "Concat"):
             parts = [self.sizes(part, steps - 1) for part in node.input]
             return None if None in parts else tuple(size for part in parts for size in part or ())
+        if is_standard(node, "Slice") and len(node.input) > 2:
+            return self._sliced(node, steps - 1)
         if is_standard(node, "Gather"):
             source, picked = (self.sizes(part, steps - 1) for part in node.input)
             if source is None or picked is None:
@@ -111,6 +113,15 @@ class _Follower:
             known = [index for index in picked if isinstance(index, int) and -len(source) <= index < len(source)]
             return tuple(source[index] for index in known) if len(known) == len(picked) else None
         return self._length_only(name)
+
+    def _sliced(self, node: onnx.NodeProto, steps: int) -> Shape | None:
+        source = self.sizes(node.input[0], steps)
+        given = [self.sizes(part, steps) for part in (*node.input[1:3], *node.input[4:5]) if part]
+        bounds = [bound for part in given for bound in part or () if isinstance(bound, int)]
+        step = bounds[2] if len(bounds) == 3 else 1
+        if source is None or len(bounds) != len(given) or any(part is None or len(part) != 1 for part in given):
+            return None
+        return source[bounds[0] : bounds[1] : step] if step > 0 else None
 
     def _length_only(self, name: str) -> Shape | None:
         shape = self._types.get(name, (None, ""))[0]

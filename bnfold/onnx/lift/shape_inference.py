@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.reshape_sizes import note_reshapes
-from bnfold.onnx.lift.shape_proofs import note_proofs, read_as_standard
+from bnfold.onnx.lift.shape_proofs import contradicts_readers, note_proofs, read_as_standard
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
@@ -80,7 +80,8 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
         return result
     _put_declared(skeleton.graph, declared, result.graph, ranks_only=bool(open_sizes))
     believed = _inferred(model, skeleton, open_sizes)
-    return result if _contradicts(declared, believed.graph, open_sizes) else believed
+    doubtful = _contradicts(declared, believed.graph, open_sizes)
+    return result if doubtful or contradicts_readers(skeleton.graph, believed.graph, declared) else believed
 
 
 def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset[str]) -> onnx.ModelProto:
@@ -134,6 +135,11 @@ def _declaring(graph: onnx.GraphProto, *, main: bool) -> Iterator[onnx.ValueInfo
 def _take_declared(main: onnx.GraphProto) -> _Declared:
     declared: _Declared = []
     for graph in nested(main):
+        # What is declared of a constant or an input once more hides the shape that it has.
+        held = {value.name for value in (*graph.initializer, *graph.input)}
+        computed = [value for value in graph.value_info if value.name not in held]
+        del graph.value_info[:]
+        graph.value_info.extend(computed)
         found: dict[str, onnx.TypeProto] = {}
         for value in _declaring(graph, main=graph is main):
             if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):

@@ -5,7 +5,7 @@ an elementwise operator reads what it gives. onnx's own inference goes forward o
 other domains. A node that is given anything of another shape does not run, and nothing behind it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 import onnx
 from onnx import helper
@@ -97,6 +97,29 @@ def note_proofs(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
                     declare(place, merged[0])
                     noted = True
     return noted
+
+
+def contradicts_readers(main: onnx.GraphProto, inferred: onnx.GraphProto, declared: Sequence[Container[str]]) -> bool:
+    """Whether a shape that a file declares is not what the readers of the value prove of it.
+
+    Args:
+        main: The main graph of the skeleton.
+        inferred: The same after inference.
+        declared: For each graph, in the order of `nested`: the names of what it declares.
+    """
+    outer: dict[str, tuple[Shape | None, str]] = {}
+    for graph, known, names in zip(nested(main), nested(inferred), declared, strict=True):
+        types = outer | value_types(known)
+        outer = outer or types
+        for name, proved, _ in (proof for node in graph.node for proof in _proofs(node, types)):
+            shape = types.get(name, (None, ""))[0] if name in names else None
+            if shape is not None and (len(shape) != len(proved) or any(map(_differ, shape, proved))):
+                return True
+    return False
+
+
+def _differ(size: int | str | None, other: int | str | None) -> bool:
+    return isinstance(size, int) and isinstance(other, int) and size != other
 
 
 def _merged(known: tuple[Shape | None, str], shape: Shape, dtype: str) -> tuple[Shape, str] | None:

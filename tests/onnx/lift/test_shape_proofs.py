@@ -123,6 +123,53 @@ def test_sizes_of_a_reshape_are_followed_one_by_one(opset: int) -> None:
     assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
 
 
+@pytest.mark.parametrize(("end", "proved"), [("two", (None, 4, 2)), ("unknown", (None, None, None))])
+def test_a_part_of_a_shape_is_followed(end: str, proved: tuple[int | None, ...]) -> None:
+    """TensorFlow repeats rows so: Reshape by Concat(shape[:2], …), if it is known where the part ends."""
+    body = f"""
+    agraph (float[n,4,6] x, int64[1] k) => (float[a,b,c] y)
+    {{
+      s = Shape (x)
+      unknown = Add (k, one)
+      front = Slice (s, zero, {end})
+      target = Concat <axis = 0> (front, rest)
+      y = Reshape (x, target)
+    }}
+    """
+    numbers = {"zero": [0], "one": [1], "two": [2], "rest": [2]}
+    found = shapes(parse(body, opset=13, ir_version=6, **{name: np.array(value) for name, value in numbers.items()}))
+    assert tuple(size if isinstance(size, int) else None for size in found["y"] or ()) == proved
+
+
+def test_shapes_declared_of_constants_hide_nothing() -> None:
+    """A weight that is listed among the values too, without its sizes, still is what the initializer says."""
+    body = """
+    agraph (float[1,3,8,8] x) => (float[1,4,6,6] y)
+    {
+      c = Conv (x, w)
+      y = Relu (c)
+    }
+    """
+    model = network(body, w=random(4, 3, 3, 3))
+    model.graph.value_info.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, None))
+    assert shapes(model)["c"] == (1, 4, 6, 6)
+
+
+def test_what_is_declared_does_not_count_where_a_reader_disproves_it() -> None:
+    """Channels last, as before a Transpose went: the Conv behind it is for four channels, in front."""
+    body = """
+    agraph (float[1,3,8,8] x) => (float[1,2,6,6] y)
+    {
+      c = Conv (x, w)
+      q = com.microsoft.Unknown (c)
+      y = Conv (q, v)
+    }
+    """
+    model = network(body, w=random(4, 3, 3, 3), v=random(2, 4, 1, 1))
+    model.graph.value_info.append(helper.make_tensor_value_info("q", onnx.TensorProto.FLOAT, [1, 6, 6, 4]))
+    assert shapes(model)["q"] == (None, 4, None, None)
+
+
 def test_what_is_declared_counts_only_if_nothing_contradicts_it() -> None:
     body = """
     agraph (float[1,3,8,8] x) => (float[1,4,6,6] y)
