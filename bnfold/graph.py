@@ -208,11 +208,13 @@ class AffineNode(Node):
         kind: What it was in the model.
         affine: The transform, or None with the reason in `stop`.
         stop: Why the node must stay as it is, or None.
+        operations: How many operations of the model it is: Mul and Add are two.
     """
 
     kind: Kind
     affine: Affine | None = None
     stop: Stop | None = None
+    operations: int = 1
 
     @property
     def may_end_activation(self) -> bool:

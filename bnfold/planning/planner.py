@@ -1,7 +1,7 @@
 """The search: where each affine of a graph can go, by the rules of `bnfold.rules`.
 
-An affine first tries to go backward, into the linear maps that compute its input, then forward, into everything that
-reads its output, then with its scale backward and its shift forward. What stays is composed into what
+An affine first tries to go backward, into the linear maps that compute its input, then with its scale backward and its
+shift forward, then forward, into everything that reads its output. What stays is composed into what
 follows it. Branches that add up to one map become one (see `bnfold.planning.merging`). This repeats until nothing
 moves.
 
@@ -118,7 +118,8 @@ class _Search:
         moved |= self._split_together()
         # What is read last goes first, so that a chain in front of a map needs one round.
         for node in reversed([*self._affines]):
-            moved |= self._try(node, Direction.FORWARD) or self._try(node, Direction.BOTH)
+            # A scale for each output of a layer costs its quantised weight nothing, one for each input does.
+            moved |= self._try(node, Direction.BOTH) or self._try(node, Direction.FORWARD)
         return moved
 
     def _split_together(self) -> bool:
@@ -268,14 +269,21 @@ class _Search:
         return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
 
     def _is_worth_a_word(self, node: AffineNode) -> bool:
-        """Whether a spelled-out affine that stays is listed: a number, or one a channel, next to a map, but no sign."""
+        """Whether a spelled-out affine that stays is listed.
+
+        A number, or one a channel, next to a map, but no sign; elsewhere what does what a batch norm does.
+        """
         if node not in self._affines or self._affines[node].varying_axes > 1:
             return False
-        if (np.abs(self._affines[node].scale) == 1).all() and not self._affines[node].shift.any():
+        affine = self._affines[node]
+        if (np.abs(affine.scale) == 1).all() and not affine.shift.any():
             return False
         readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
         producer = self._tensors.root(node.inputs[0]).producer
-        return isinstance(producer, MapNode) or any(isinstance(reader, MapNode) for reader in readers)
+        if isinstance(producer, MapNode) or any(isinstance(reader, MapNode) for reader in readers):
+            return True
+        spells_out = affine.scale.size > 1 and affine.shift.size > 1
+        return spells_out and normalisation_before(self._tensors, node) is None
 
     def _why(self, node: AffineNode) -> Stop:
         """The reason that an affine stays."""
@@ -332,7 +340,8 @@ class _Search:
         foldings: dict[MapNode, Folding] = {}
         self._holding.absorb(foldings, backward, Direction.BACKWARD)
         self._holding.absorb(foldings, forward, Direction.FORWARD)
-        stop = self._holding.defect(foldings, more_work=1 if node.kind is Kind.BATCH_NORM else 0)
+        fair = node.kind is Kind.BATCH_NORM or node.operations > 1
+        stop = self._holding.defect(foldings, more_work=1 if fair else 0)
         affines = self._holding.composed(backward, forward) if stop is None else stop
         if isinstance(affines, Stop):
             return affines
@@ -354,13 +363,13 @@ class _Search:
             right_behind = all(self._takes_numbers(reader) for reader in readers)
             if not (right_behind if forward else right_before):
                 return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right beside it")
+        normalisation = normalisation_before(self._tensors, node)
+        if normalisation is not None:
+            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{normalisation.name}'")
         if not forward:
             return None
         if ends_activation(self._tensors, node, affine):
             return Stop(StopCode.NO_RULE, "it is the end of an activation that runtimes recognise as a whole")
-        normalisation = normalisation_before(self._tensors, node)
-        if normalisation is not None:
-            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{normalisation.name}'")
         if any(isinstance(reader, OpNode) and is_normalisation(self._tensors, reader) for reader in readers):
             return Stop(StopCode.NO_RULE, "it is part of a normalisation")
         return None

@@ -343,6 +343,7 @@ class _Lifter:
         if whole.varying_axes > 1:
             return False
         first.affine = whole
+        first.operations += 1
         first.outputs = node.outputs
         first.handle = replace(first.handle, chain=(*first.handle.chain, index))
         for output in node.outputs:

@@ -167,6 +167,7 @@ class _Lifter:
         if node.inputs[0].observer is not None or whole.varying_axes > 1 or parts_frozen(before, handle):
             return False
         first.affine = whole
+        first.operations += 1
         first.outputs = node.outputs
         first.handle = replace(
             before,

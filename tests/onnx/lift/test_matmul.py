@@ -162,6 +162,16 @@ def test_a_sum_of_the_product_with_itself_is_no_bias() -> None:
     assert fold(parse(text, w=random(5, 4), **batch_norm(4)), leftover="keep").codes == ["other_consumers"]
 
 
+def test_a_product_gains_one_add_for_a_mul_and_an_add_that_go() -> None:
+    """As Keras writes a batch norm behind a Dense without bias; a Mul alone, or an Add alone, would be no gain."""
+    text = "agraph (double[2,3] x) => (double[2,4] y) { p = MatMul (x, w) m = Mul (p, s) a = Add (m, t) y = Relu (a) }"
+    folded = fold(parse(text, w=random(3, 4), s=random(4), t=random(4, seed=2)))
+    assert [node.op_type for node in folded.model.graph.node] == ["MatMul", "Add", "Relu"]
+    text = "agraph (double[2,3] x) => (double[2,4] y) { r = Relu (x) a = Add (r, t) y = MatMul (a, w) }"
+    folded = fold(parse(text, w=random(3, 4), t=random(3)))
+    assert [left.code for left in folded.plan.left] == ["more_work"]
+
+
 def test_one_bias_constant_for_two_products() -> None:
     text = """
     agraph (double[N,5] x) => (double[N,4] y, double[N,4] z)

@@ -128,6 +128,16 @@ def test_scale_backward_and_shift_forward() -> None:
     assert len(targets) == 2
 
 
+def test_a_scale_goes_backward_where_it_can_though_all_could_go_forward() -> None:
+    """One scale for each output costs a quantised weight nothing, and what lies between has channels of one size."""
+    text = f"agraph ({IMAGE} x) => ({IMAGE} y) {{ m = Conv (x, w) r = Relu (m) b = {NORM % 'r'} y = Conv (b, w) }}"
+    constants = {"w": random(4, 4, 1, 1), "bn_b": random(4), **plain_statistics()}
+    direction, targets = only_fold(fold(parse(text, bn_g=np.array([2.0, 3, 1, 4]), **constants)))
+    assert (direction, len(targets)) == (Direction.BOTH, 2)
+    direction, targets = only_fold(fold(parse(text, bn_g=np.array([2.0, -3, 1, 4]), **constants)))
+    assert (direction, len(targets)) == (Direction.FORWARD, 1)
+
+
 def test_a_value_captured_by_a_nested_graph_stays() -> None:
     text = (
         f"agraph ({IMAGE} x, bool f) => ({IMAGE} y, {IMAGE} z) {{ m = Conv (x, w) r = Identity (m) y = {NORM % 'r'}"
