@@ -216,7 +216,8 @@ def _tell(
 
     from .shared import show
 
-    target = None if output is None or written is None else describe(output, hashed=as_json or page is not None)
+    hashed = as_json or page is not None
+    target = None if output is None or written is None else describe(output, hashed=hashed, data=written.files[1:])
     for note in () if written is None else written.notes:
         tell(f"note: {note}")
     whole = complete(report, job.plan, source, target, timings_s, (job.ops_before, job.ops_after))

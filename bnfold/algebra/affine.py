@@ -60,7 +60,7 @@ class Affine:
             An affine whose arrays have shape (1, …, C, …, 1).
         """
         channels = (1,) * axis + (-1,) + (1,) * (rank - axis - 1)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
             shift = beta.astype(np.float64) - scale * mean.astype(np.float64)
         return cls(scale.reshape(channels), shift.reshape(channels))
@@ -121,17 +121,20 @@ def batch_norm_defect(gamma: Array, beta: Array, mean: Array, variance: Array, e
     Returns:
         A clause naming the parameter and the first channel at fault, such as "variance is nan in channel 3".
     """
+    spread = variance.astype(np.float64) + epsilon
+    affine = Affine.from_batch_norm(gamma, beta, mean, variance, epsilon, rank=1, axis=0)
+    # What is not finite in gamma, beta or the mean would be in the affine, for 0 times infinity is no number.
+    if ((spread > 0) & (spread < np.inf) & np.isfinite(affine.scale) & np.isfinite(affine.shift)).all():
+        return None
     for name, array in (("gamma", gamma), ("beta", beta), ("mean", mean), ("variance", variance)):
         wide = array.astype(np.float64)
         wrong = ~np.isfinite(wide)
         if wrong.any():
             channel = int(np.flatnonzero(wrong)[0])
             return f"{name} is {wide[channel]} in channel {channel}"
-    wide = variance.astype(np.float64) + epsilon
-    if not (wide > 0).all():
-        channel = int(np.flatnonzero(~(wide > 0))[0])
-        return f"variance + epsilon is {wide[channel]:.6g} in channel {channel}, which has no real root"
-    affine = Affine.from_batch_norm(gamma, beta, mean, variance, epsilon, rank=1, axis=0)
+    if not (spread > 0).all():
+        channel = int(np.flatnonzero(~(spread > 0))[0])
+        return f"variance + epsilon is {spread[channel]:.6g} in channel {channel}, which has no real root"
     for name, array in (("scale", affine.scale), ("shift", affine.shift)):
         if not np.isfinite(array).all():
             return f"{name} overflows float64 in channel {int(np.flatnonzero(~np.isfinite(array))[0])}"

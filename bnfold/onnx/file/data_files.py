@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bnfold.errors import BnfoldError
 from bnfold.onnx.file import skeleton, wire
-from bnfold.onnx.file.load import load
+from bnfold.onnx.file.load import read_skeleton
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.system.source_file import SourceFile
 
@@ -34,10 +34,10 @@ def data_name(model: str, sha256: str) -> str:
 def data_files(model: Path) -> tuple[Path, ...]:
     """The data files of a model, sorted; none if it cannot be read as one."""
     try:
-        loaded = load(model)
+        _, store, _ = read_skeleton(SourceFile.at(model.absolute()))
     except BnfoldError:
         return ()
-    return tuple(sorted(file.path for file in loaded.store.files if not file.path.samefile(model)))
+    return tuple(sorted(file.path for file in store.files if not file.path.samefile(model)))
 
 
 def remove_spent(model: Path) -> None:

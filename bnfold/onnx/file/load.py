@@ -93,23 +93,38 @@ def load(path: str | os.PathLike[str]) -> OnnxModel:
     """
     absolute = Path(os.path.abspath(path))
     file = _model_file(absolute)
-    store = TensorStore()
-    has_external_data = False
-    try:
-        serialized, may_be_external = skeleton.take_out(file, store)
-        if may_be_external:
-            files = ExternalFiles(absolute)
-            serialized, has_external_data = skeleton.take_out_external(serialized, files, store)
-        proto = onnx.ModelProto.FromString(serialized)
-    except wire.WireError as error:
-        raise _not_onnx(file, str(error)) from error
-    except DecodeError as error:
-        raise _not_onnx(file, "it cannot be parsed") from error
+    proto, store, has_external_data = read_skeleton(file)
     if not proto.HasField("graph"):
         raise _not_onnx(file, "it has no graph")
     if not is_text(proto):
         raise _not_onnx(file, "a name in it is not UTF-8 text")
     return OnnxModel(proto, store, absolute, has_external_data, (file, _digest(proto)))
+
+
+def read_skeleton(file: SourceFile) -> tuple[onnx.ModelProto, TensorStore, bool]:
+    """Read a file as the skeleton of a model, whatever is in it.
+
+    Args:
+        file: The file, by its absolute path.
+
+    Returns:
+        The skeleton, what its references stand for, and whether it has external data.
+
+    Raises:
+        ModelLoadError, UnsafeModelError, UnsupportedModelError: See `load`.
+    """
+    store = TensorStore()
+    has_external_data = False
+    try:
+        serialized, may_be_external = skeleton.take_out(file, store)
+        if may_be_external:
+            files = ExternalFiles(file.path)
+            serialized, has_external_data = skeleton.take_out_external(serialized, files, store)
+        return onnx.ModelProto.FromString(serialized), store, has_external_data
+    except wire.WireError as error:
+        raise _not_onnx(file, str(error)) from error
+    except DecodeError as error:
+        raise _not_onnx(file, "it cannot be parsed") from error
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:

@@ -16,11 +16,11 @@ import onnx
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, remove_spent
-from bnfold.onnx.file.load import OnnxModel, load
+from bnfold.onnx.file.load import OnnxModel, read_skeleton
 from bnfold.onnx.file.output import Output
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore
 from bnfold.system.locking import locked
-from bnfold.system.source_file import reason_of
+from bnfold.system.source_file import SourceFile, reason_of
 from bnfold.system.staging import (
     Written,
     flush,
@@ -33,6 +33,8 @@ from bnfold.system.staging import (
 )
 
 _PIECES_AHEAD = 3  # between two tensors lies a run of other bytes, so one or two tensors wait in memory
+_SMALL_NBYTES = 1 << 14
+_JOINED_NBYTES = 1 << 20
 _PAGE_NBYTES = 4096  # large tensors start on a page, so that a runtime can map them
 _SMALL_ALIGNMENT_NBYTES = 64
 
@@ -101,7 +103,7 @@ class Staged:
     def _read_back(self) -> None:
         try:
             sizes = {path: path.stat().st_size for path in self._sizes}
-            graph = load(self.path).proto.graph
+            graph = read_skeleton(SourceFile.at(self.path))[0].graph
         except (OSError, BnfoldError) as error:
             raise OutputError(f"What was written for {self.destination} does not read back: {error}") from error
         if sizes != self._sizes or (len(graph.node), len(graph.initializer)) != self._counts:
@@ -175,7 +177,7 @@ def _write(model: OnnxModel, target: Path) -> dict[Path, int]:
         sizes[data] = layout.size
         pieces = skeleton.put_back(serialized, model.store, _Layout(data.name).place)
     with Output(target) as output:
-        for piece, content in _computed_ahead(pieces, serialized, model.store):
+        for piece, content in _computed_ahead(_joined(pieces, serialized, model.store), serialized, model.store):
             output.write(piece, content)
     return sizes
 
@@ -210,6 +212,25 @@ def _computed_ahead(
                 yield ready, b"" if content is None else content.result()
         for ready, content in pending:
             yield ready, b"" if content is None else content.result()
+
+
+def _joined(pieces: Iterable[wire.Piece], serialized: bytes, store: TensorStore) -> Iterator[wire.Piece]:
+    """The same rope with its small pieces put together, which a model of many nodes would wait for one by one."""
+    small: list[bytes | memoryview] = []
+    nbytes = 0
+    for piece in pieces:
+        length = len(piece) if isinstance(piece, bytes) else piece.length
+        is_small = length <= _SMALL_NBYTES and not isinstance(piece, FileRange)
+        if is_small:
+            small.append(skeleton.piece_bytes(piece, serialized, store))
+            nbytes += length
+        if small and (not is_small or nbytes > _JOINED_NBYTES):
+            yield b"".join(small)
+            small, nbytes = [], 0
+        if not is_small:
+            yield piece
+    if small:
+        yield b"".join(small)
 
 
 class _Layout:

@@ -39,12 +39,14 @@ def take_out(file: SourceFile, store: TensorStore) -> tuple[bytes, bool]:
             or raw[0].wire_type != wire.LENGTH_DELIMITED
             or raw[0].stop - raw[0].value <= BY_REFERENCE_NBYTES
             or any(field.number == _EXTERNAL_DATA for field in tensor.fields)
-            or tensor.bytes_of(_DATA_LOCATION) not in (b"", _DEFAULT_LOCATION)
             or tensor.kind is wire.Kind.SPARSE_PART
         ):
             return None  # protobuf's own reading of whatever this is counts
+        location = tensor.bytes_of(_DATA_LOCATION)
+        if location not in (b"", _DEFAULT_LOCATION):
+            return None
         proto = _parsed(tensor.bytes_without(_RAW_DATA, _DATA_LOCATION))
-        told = tensor.bytes_of(_DATA_LOCATION) != b""
+        told = location != b""
         run = FileRange(file, raw[0].value, raw[0].stop - raw[0].value, explicit_location=told)
         require_nbytes(proto, run.length, str(file.path))
         store.refer(proto, run)

@@ -79,12 +79,12 @@ class _Window:
         self._data = b""
 
     def at(self, position: int) -> tuple[bytes, int]:
-        """A buffer, and where in it `position` is; a whole header follows unless the source ends."""
+        """A buffer, and which position of the source it begins with; a header follows unless the source ends."""
         index = position - self._base
         if index < 0 or index + _HEADER > len(self._data):
-            self._base, index = position, 0
+            self._base = position
             self._data = self._source.read(position, min(position + _WINDOW, self.size))
-        return self._data, index
+        return self._data, self._base
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`."""
@@ -93,8 +93,7 @@ class _Window:
         return self._source.read(start, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A run of bytes of the source that the rope was made from."""
 
     start: int
@@ -117,6 +116,9 @@ class Field(NamedTuple):
     start: int
     value: int
     stop: int
+
+
+_Run = tuple[int, int, int, int, int]
 
 
 class Kind(Enum):
@@ -196,7 +198,7 @@ def rewrite(
         WireError: The source is malformed, or nested or fragmented beyond reason.
     """
     edited = _Walk(source, wanted, replace).message(Kind.MODEL, 0, source.size, 1)
-    return [Span(0, source.size)] if edited is None else edited
+    return [Span(0, source.size)] if edited is None else edited[0]
 
 
 def length_of(pieces: list[Piece]) -> int:
@@ -231,85 +233,103 @@ class _Walk:
         self._replace = replace
         self._fields_left = _FREE_FIELDS + source.size // _FIELD_NBYTES
 
-    def message(self, kind: Kind, start: int, stop: int, depth: int) -> list[Piece] | None:
-        """The message rewritten, or None if nothing in it changed."""
+    def message(self, kind: Kind, start: int, stop: int, depth: int) -> tuple[list[Piece], int] | None:
+        """The message rewritten, and the number of its bytes; None if nothing in it changed."""
         if depth > _DEPTH_LIMIT:
             raise WireError(f"its messages are nested deeper than {_DEPTH_LIMIT}")
         pieces: list[Piece] = []
+        nbytes = 0
         kept = start
-        for field, child in self._children(kind, start, stop):
-            if not self._wanted(field.value, field.stop):
-                continue
+        for number, at, value, end, child in self._children(kind, start, stop):
             edited = (
-                self._replace(WireTensor(child, self._tensor_fields(field.value, field.stop), self._window))
+                self._tensor(WireTensor(child, self._tensor_fields(value, end), self._window))
                 if child in _TENSORS
-                else self.message(child, field.value, field.stop, depth + 1)
+                else self.message(child, value, end, depth + 1)
             )
             if edited is None:
                 continue
-            if kept < field.start:
-                pieces.append(Span(kept, field.start))
-            pieces.append(header(field.number, length_of(edited)))
-            pieces.extend(edited)
-            kept = field.stop
+            if kept < at:
+                pieces.append(Span(kept, at))
+            before = header(number, edited[1])
+            pieces.append(before)
+            pieces += edited[0]
+            nbytes += at - kept + len(before) + edited[1]
+            kept = end
         if not pieces:
             return None
         if kept < stop:
             pieces.append(Span(kept, stop))
-        return pieces
+        return pieces, nbytes + stop - kept
 
-    def _children(self, kind: Kind, start: int, stop: int) -> Iterator[tuple[Field, Kind]]:
-        """The fields of a message that are, or lead to, a tensor."""
-        children = _CHILDREN[kind]
-        fields: Iterable[Field] = self._fields(start, stop)
+    def _tensor(self, tensor: WireTensor) -> tuple[list[Piece], int] | None:
+        edited = self._replace(tensor)
+        return None if edited is None else (edited, length_of(edited))
+
+    def _children(self, kind: Kind, start: int, stop: int) -> Iterator[tuple[int, int, int, int, Kind]]:
+        """The wanted fields of a message that are, or lead to, a tensor: number, start, value, stop, kind."""
+        children, wanted = _CHILDREN[kind], self._wanted
+        fields: Iterable[_Run] = self._fields(start, stop)
         if kind is Kind.ATTRIBUTE:
             fields = list(fields)
-            if sum(field.number == _SINGULAR_TENSOR for field in fields) > 1:
-                fields = [field for field in fields if field.number != _SINGULAR_TENSOR]
-        for field in fields:
-            child = children.get(field.number)
-            if child is not None and field.wire_type == LENGTH_DELIMITED:
-                yield field, child
+            if sum(number == _SINGULAR_TENSOR for number, *_ in fields) > 1:
+                fields = [field for field in fields if field[0] != _SINGULAR_TENSOR]
+        for number, wire_type, at, value, end in fields:
+            child = children.get(number)
+            if child is not None and wire_type == LENGTH_DELIMITED and wanted(value, end):
+                yield number, at, value, end, child
 
     def _tensor_fields(self, start: int, stop: int) -> list[Field]:
         """The fields of a tensor, in which a run of elements counts as one."""
         fields: list[Field] = []
-        for field in self._fields(start, stop):
-            if fields and field.number in _LISTS and fields[-1].number == field.number:
-                fields[-1] = fields[-1]._replace(stop=field.stop)
+        for run in self._fields(start, stop):
+            if fields and run[0] in _LISTS and fields[-1].number == run[0]:
+                fields[-1] = fields[-1]._replace(stop=run[4])
             else:
-                fields.append(field)
+                fields.append(Field(*run))
         return fields
 
-    def _fields(self, start: int, stop: int) -> Iterator[Field]:
+    def _fields(self, start: int, stop: int) -> Iterator[_Run]:
+        """What the fields of a message are made of, as of `Field`."""
         position = start
+        data, base, sure = b"", 0, 0  # a header that begins before `sure` lies in the buffer
         while position < stop:
             self._fields_left -= 1
             if self._fields_left < 0:
                 raise WireError("it consists of tiny fields, more than any model has")
-            tag, value = self._varint(position, stop, 5)
+            if not base <= position < sure:
+                data, base = self._window.at(position)
+                sure = base + len(data) - _HEADER
+            index = position - base
+            if position < sure and data[index] & 0x87 == LENGTH_DELIMITED and data[index + 1] < 0x80:
+                tag, length, value = data[index], data[index + 1], position + 2  # most fields by far
+            else:
+                tag, value = self._varint(position, stop, 5)
+                length, value = self._varint(value, stop, 5) if tag & 7 == LENGTH_DELIMITED else (0, value)
             number, wire_type = tag >> 3, tag & 7
             if number == 0 or tag > 0xFFFFFFFF:
                 raise WireError(f"the field at byte {position} has no valid number")
-            if wire_type == LENGTH_DELIMITED:
-                length, value = self._varint(value, stop, 5)
-                end = value + length
-            elif wire_type == VARINT:
-                _, end = self._varint(value, stop, 10)
-            elif wire_type == FIXED32:
-                end = value + 4
-            elif wire_type == FIXED64:
-                end = value + 8
-            else:
-                raise WireError(f"the field at byte {position} has wire type {wire_type}, which ONNX never uses")
+            end = (
+                value + length if wire_type == LENGTH_DELIMITED else self._number_end(wire_type, position, value, stop)
+            )
             if end > stop:
                 raise WireError(f"the field at byte {position} ends {end - stop} bytes after what holds it")
-            yield Field(number, wire_type, position, value, end)
+            yield number, wire_type, position, value, end
             position = end
+
+    def _number_end(self, wire_type: int, position: int, value: int, stop: int) -> int:
+        """Where a number ends that is the value of the field at `position`."""
+        if wire_type == VARINT:
+            return self._varint(value, stop, 10)[1]
+        if wire_type == FIXED32:
+            return value + 4
+        if wire_type == FIXED64:
+            return value + 8
+        raise WireError(f"the field at byte {position} has wire type {wire_type}, which ONNX never uses")
 
     def _varint(self, position: int, stop: int, longest: int) -> tuple[int, int]:
         """The varint at `position`, and the position after it."""
-        data, index = self._window.at(position)
+        data, base = self._window.at(position)
+        index = position - base
         if position < stop and data[index] < 0x80:
             return data[index], position + 1
         value = shift = 0

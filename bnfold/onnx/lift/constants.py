@@ -101,14 +101,16 @@ class Constants:
 
     def is_constant(self, name: str) -> bool:
         """Whether a value is known before the graph runs; nothing is computed to find out."""
+        if name in self._is_constant:
+            return self._is_constant[name]
         for part in self._inputs_first(name, self._is_constant):
             self._is_constant[part] = self._follows_from_constants(part)
         return self._is_constant[name]
 
     def find(self, name: str) -> Constant | None:
         """The constant of that name, or None if it is none or cannot be computed here."""
-        if not self.is_constant(name):
-            return None
+        if name in self._found or not self.is_constant(name):
+            return self._found.get(name)
         for part in self._inputs_first(name, self._found):
             self._found[part] = self._resolve(part) if self.is_constant(part) else None
         return self._found[name]
