@@ -1,8 +1,8 @@
 """What is known about a graph before it runs: initializers, Constant nodes, and expressions made of them.
 
 Exporters write constants in many ways: a missing bias as Expand(CastLike(Constant), Shape(weight)), a shared weight as
-Identity(initializer), a transposed one as Transpose(initializer). Such an expression is evaluated with onnx's own
-reference implementation, node by node and only when something asks for it.
+Identity(initializer), a transposed one as Transpose(initializer). Such an expression is evaluated node by node, and
+only when something asks for it.
 """
 
 import weakref
@@ -18,6 +18,7 @@ from bnfold.algebra.rounding import Array, DType
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
+from bnfold.onnx.proto.evaluation import evaluate
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
 
 EXPRESSIONS = frozenset(
@@ -31,7 +32,7 @@ _KEPT_ELEMENTS = 1 << 16
 _LOW_COST = 8
 """unless that takes more than so many times their size."""
 _EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What onnx's reference implementation raises on an expression that makes no sense."""
+"""What is raised of an expression that makes no sense."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,8 +206,7 @@ class Constants:
 
     def _evaluated(self, node: onnx.NodeProto, inputs: list[Constant | None], *, overridable: bool) -> Constant | None:
         def compute() -> Array:
-            pairs = zip(node.input, inputs, strict=True)
-            return _run(node, {name: found.read() for name, found in pairs if found is not None}, self.opset)
+            return evaluate(node, [None if found is None else found.read() for found in inputs], self.opset)
 
         cost = sum(found.nbytes + found.cost_nbytes for found in inputs if found is not None)
         if self._grows_too_large(node, inputs) or not self.budget.spend(cost):
@@ -294,19 +294,3 @@ class _Recomputed:
 
 def _kept(array: Array) -> Constant:
     return Constant(array.shape, array.dtype, lambda: array)
-
-
-def _run(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> Array:
-    from onnx.reference import ReferenceEvaluator
-
-    inputs = [onnx.ValueInfoProto(name=name) for name in feeds]
-    outputs = [onnx.ValueInfoProto(name=node.output[0])]
-    standard = onnx.NodeProto()
-    standard.CopyFrom(node)
-    standard.domain = ""
-    graph = helper.make_graph([standard], "expression", inputs, outputs)
-    # Of these the reference has no older version; what they do to constants has not changed since.
-    opset = max(opset, 19) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else opset
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    results = ReferenceEvaluator(model).run(None, dict(feeds))
-    return np.asarray(next(iter(results)))
