@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.report.records import OutputMetrics
@@ -14,7 +15,7 @@ from bnfold.verification.judging.gate import Evidence, judge
 from bnfold.verification.judging.noise import Shift, shift_between
 from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.outputs.noise import perturbed_runs
-from bnfold.verification.onnx.outputs.parameters import OpenModel, open_model
+from bnfold.verification.onnx.outputs.parameters import open_model
 from bnfold.verification.onnx.outputs.randomness import find_random_node
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.sessions import RuntimeFailure, Session
@@ -75,10 +76,11 @@ def judge_outputs(
         ), 0
 
     deaf = [name for name in compared if not any(is_part_of(name, output) for output in opened.reached)]
+    copies = perturbed_runs(opened, baseline.device, baseline.seed, count(), baseline.feeds)
 
     def draw(draws: range, shifts: Shifts) -> tuple[list[str], str]:
         try:
-            _measure_noise(opened, baseline, draws, shifts)
+            _measure_noise(islice(copies, len(draws)), baseline, shifts)
         except RuntimeFailure as failure:
             return deaf, str(failure)
         return deaf, ""
@@ -86,20 +88,19 @@ def judge_outputs(
     return judge_by_draws(compared, draw, {})
 
 
-def _measure_noise(opened: OpenModel, baseline: Baseline, draws: range, shifts: Shifts) -> None:
+def _measure_noise(copies: Iterable[Sequence[Results]], baseline: Baseline, shifts: Shifts) -> None:
     """Run the original with perturbed parameters, and add to `shifts` how its outputs moved.
 
     Args:
-        opened: The original with open parameters.
+        copies: What each copy gives, for each sample.
         baseline: What the original did.
-        draws: Numbers of the copies.
         shifts: For each output, for each draw, the shift of each sample.
 
     Raises:
         DeviceError: A copy does not run on the device.
         RuntimeFailure: The runtime refuses a copy.
     """
-    for moved in perturbed_runs(opened, baseline.device, baseline.seed, draws, baseline.feeds):
+    for moved in copies:
         for name, drawn in shifts.items():
             drawn.append(
                 [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from onnx import numpy_helper
@@ -15,7 +15,7 @@ from bnfold.verification.runtime.sessions import Session
 
 
 def perturbed_runs(
-    opened: OpenModel, device: Device, seed: int, draws: range, feeds: Sequence[Feed]
+    opened: OpenModel, device: Device, seed: int, draws: Iterable[int], feeds: Sequence[Feed]
 ) -> Iterator[list[dict[str, object]]]:
     """What the original gives with parameters moved at random: for each draw, its outputs for each sample.
 
