@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -214,15 +214,34 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
 def _exported(code: Code) -> "torch.export.ExportedProgram":
     from bnfold.torch.capture.export import Refused, trace
 
-    require_runs(code)
+    ran = require_runs(code)
     try:
         return trace(code.module, code.call, code.dynamic_shapes)
     except Refused as refused:
-        hint = "A .safetensors file can be written all the same: it needs only what can be exported of the parts."
-        if code.dynamic_shapes:
-            hint = "Perhaps an axis of --dynamic cannot vary, or only together with another one."
+        hint = "Perhaps an axis of --dynamic cannot vary, or only together with another one."
+        if not code.dynamic_shapes:
+            # What it has kept of inputs of this size, such as the grid of a detector, has values now.
+            with suppress(Refused):
+                return trace(ran, code.call)
+            hint = _what_else(code)
         name = type(code.module).__name__
         raise UnsupportedModelError(f"torch.export refuses {name}: {refused.reason}.", hint=hint) from refused
+
+
+def _what_else(code: Code) -> str:
+    """What can be written of a module that torch.export refuses."""
+    from bnfold.torch.capture.capture import capture
+    from bnfold.torch.capture.copying import shadow
+
+    pieces = capture(shadow(code.module), code.call, None, must_record=(), may_record=()).pieces
+    sizes = {
+        piece.path: sum(parameter.numel() for parameter in code.module.get_submodule(piece.path).parameters())
+        for piece in pieces
+    }
+    hint = "A .safetensors file can be written all the same: it needs only what can be exported of the parts."
+    if not sizes or not max(sizes.values()):
+        return hint
+    return f"Its part '{max(sizes, key=sizes.__getitem__)}' can be exported: let the factory return that. {hint}"
 
 
 def _fold_to_onnx(

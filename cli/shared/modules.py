@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 
 _STDOUT, _STDERR = 1, 2
+_OTHER_INPUTS = (
+    "Check their shapes and element types, and for integers --val-range. Of a model that takes lists or dicts, as"
+    " detectors do, let the factory return the part that takes tensors."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,20 +89,31 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     )
 
 
-def require_runs(code: Code) -> None:
-    """Raises UsageError if a module fails with its inputs, whatever torch.export makes of it."""
+def require_runs(code: Code) -> "torch.nn.Module":
+    """Runs a copy of a module, whatever torch.export makes of it.
+
+    Args:
+        code: The module and its inputs.
+
+    Returns:
+        The copy, with what its code has kept on it.
+
+    Raises:
+        UsageError: It fails.
+    """
     from bnfold.torch.capture.copying import shadow
     from bnfold.torch.capture.descend import run_example
     from bnfold.torch.capture.export import first_line
     from bnfold.torch.file.examples import type_hint
 
+    copied = shadow(code.module)
     try:
-        run_example(shadow(code.module), code.call, "")
+        run_example(copied, code.call, "")
     except Exception as error:  # whatever the code of the module raises
         message = f"{type(code.module).__name__} fails with these inputs: {first_line(error)}"
-        hint = type_hint(code.module, code.call)
-        hint = hint or "Check their shapes and element types, and for integers --val-range."
+        hint = type_hint(code.module, code.call) or _OTHER_INPUTS
         raise UsageError(message, hint=hint) from error
+    return copied
 
 
 @contextmanager

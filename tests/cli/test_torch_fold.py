@@ -298,6 +298,7 @@ def test_what_export_refuses_is_descended_for_a_state_dict(run):
     code, _, err = run("fold", "nets:Branching", *IMAGE, "-o", "out.onnx")
     assert code == 3
     assert "torch.export refuses Branching" in err
+    assert "Its part 'stem' can be exported: let the factory return that." in err
     assert ".safetensors" in err
 
 
@@ -517,3 +518,10 @@ def _pickle_of(module, name):
     finally:
         del sys.modules[module]
     return buffer.getvalue()
+
+
+def test_a_grid_that_a_detector_keeps_is_a_constant_of_the_file(run):
+    code, out, err = run("fold", "nets:Grid", "--input", "1,3,8,8", "-o", "o.onnx", "--device", "cpu", "--samples", "1")
+    assert (code, err) == (0, "")
+    assert out.startswith("pass: ")
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load("o.onnx").graph.node}

@@ -32,6 +32,11 @@ def files():
         (("nets:Net", "--input", "1,3"), 2, "Net fails with these inputs"),
         (("nets:half", *IMAGE), 2, "float16: give --input image:1,3,8,8:float16"),
         (("nets:Net", *IMAGE, "--dynamic", "image:1=c"), 3, "its code needs c = 3. Perhaps an axis of --dynamic"),
+        (
+            ("nets:Detecting", *IMAGE),
+            2,
+            "lists or dicts, as detectors do, let the factory return the part that takes tens",
+        ),
         (("nets:Texts", *IMAGE), 3, "returns 'hi', a str, which an ONNX file cannot hold"),
     ],
 )

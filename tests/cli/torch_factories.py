@@ -144,3 +144,24 @@ def shouting():
 class Interrupted(Net):
     def forward(self, image):
         raise KeyboardInterrupt
+
+
+class Grid(Net):
+    """Keeps a grid for images of one size, as detectors do, and reads numbers of tensors to make it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stride, self.size, self.grid = torch.tensor(4.0), None, None
+
+    def forward(self, image):
+        if self.size != image.shape:
+            self.size = image.shape
+            self.grid = torch.arange(5) * self.stride if self.stride > 3 else None
+        return self.head(self.relu(self.bn(self.conv(image))).mean((2, 3))) + self.grid
+
+
+class Detecting(Net):
+    """Takes a list of dicts."""
+
+    def forward(self, images):
+        return torch.stack([super(Detecting, self).forward(given["image"][None])["logits"] for given in images])
