@@ -23,17 +23,21 @@ def errors() -> str:
     return "\n".join(["| exception | exit code | when |", "|---|---|---|", *rows])
 
 
-def report_fields() -> str:
-    """The fields of a report, and of what is in it, from its schema."""
-    schema = json.loads((TOP / "docs/schemas/report-1.json").read_text(encoding="utf-8"))
-    parts = ["## `bnfold.report/1`", _fields(schema)]
+def schema_fields() -> str:
+    """The fields of each document that is printed with --json, and of what is in it, from its schema."""
+    return "\n\n".join(_described(kind) for kind in ("report", "bench", "doctor", "error"))
+
+
+def _described(kind: str) -> str:
+    schema = json.loads((TOP / f"docs/schemas/{kind}-1.json").read_text(encoding="utf-8"))
+    parts = [f"## `{schema['title']}`", schema["description"], _fields(schema)]
     for name, part in schema["$defs"].items():
         if "properties" in part:
             parts += [f"### `{name}`", part["description"], _fields(part)]
     return "\n\n".join(parts)
 
 
-GENERATED: dict[str, Callable[[], str]] = {"rules": rules, "errors": errors, "report_fields": report_fields}
+GENERATED: dict[str, Callable[[], str]] = {"rules": rules, "errors": errors, "schema_fields": schema_fields}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -51,8 +55,15 @@ def _fields(part: dict[str, dict[str, dict[str, object]]]) -> str:
 
 
 def _one_line(field: dict[str, object]) -> str:
-    said = str(field.get("description", "How many numbers beside it are not finite; they are null."))
+    said = str(field.get("description") or _named(str(field.get("$ref", ""))))
     return said.replace("|", "\\|")
+
+
+def _named(reference: str) -> str:
+    name = reference.rpartition("/")[2]
+    if name == "nonfinite_values":
+        return "How many numbers beside it are not finite; they are null."
+    return f"See `{name}`."
 
 
 def _exceptions() -> Iterator[tuple[str, int, str]]:

@@ -63,7 +63,7 @@ def test_every_exit_code_is_explained():
 
 def test_every_page_is_in_the_navigation():
     settings = (ROOT / "mkdocs.yml").read_text("utf-8")
-    assert set(re.findall(r": (\w+\.md)$", settings, re.MULTILINE)) == {page.name for page in PAGES}
+    assert set(re.findall(r": ([\w-]+\.md)$", settings, re.MULTILINE)) == {page.name for page in PAGES}
 
 
 def test_what_is_public_has_a_place_in_the_reference():

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import reports
 import torch
-from bnfold.cli.main import app
+from bnfold.cli.main import app, main
 from merging_networks import RepVgg
 from small_networks import changed, folded, original, random_layers
 from typer.testing import CliRunner
@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema comes with the extra test")
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {kind: json.loads((ROOT / f"docs/schemas/{kind}-1.json").read_text("utf-8")) for kind in ("report", "bench")}
+KINDS = ("report", "bench", "doctor", "error")
+SCHEMAS = {kind: json.loads((ROOT / f"docs/schemas/{kind}-1.json").read_text("utf-8")) for kind in KINDS}
 
 
 def closed(part):
@@ -64,6 +65,7 @@ def files(tmp_path, monkeypatch):
         ("report", ("fold", "a.onnx", "--skip", "*", "--dry-run")),
         ("report", ("inspect", "a.onnx")),
         ("report", ("verify", "a.onnx", "wrong.onnx", "--device", "cpu", "--samples", "1", "--rtol", "0.1")),
+        ("doctor", ("doctor",)),
         ("bench", ("bench", "a.onnx", "wrong.onnx", "--device", "cpu", "--seconds", "0.05")),
     ],
 )
@@ -71,6 +73,15 @@ def test_what_is_printed_is_described(files, kind, words):
     document = printed(*words)
     assert document["schema"] == f"bnfold.{kind}/1"
     assert complaints(kind, document) == []
+
+
+def test_an_error_is_described(files, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bnfold", "inspect", "nothing.onnx", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["kind"] == "ModelLoadError"
+    assert complaints("error", document) == []
 
 
 def test_merges_are_described(tmp_path, monkeypatch):
