@@ -228,13 +228,14 @@ class Merging:
         rewired: Rewired,
     ) -> Junction | Stop:
         behind = carrier.path[carrier.path.index(target) + 1 :]
+        between = (self._tensors.root(node.inputs[0]) for node in behind if not is_identity(node))
         junction = Junction(
             target=target,
             collapsed=(*((node, 0) for node in behind), *rewired.collapsed),
             bypassed=rewired.bypassed,
             gone=(*(node for term in terms if term is not carrier for node in term.path), *rewired.gone),
             changed=(target.outputs[0], *(node.outputs[0] for node in behind), *rewired.changed),
-            reshaped=(*(node.inputs[0] for node in behind if not is_identity(node)), *rewired.smaller),
+            reshaped=(*between, *rewired.smaller),
             after=0,
         )
         return self._measured(junction) or junction
@@ -271,7 +272,7 @@ class Merging:
         defect = folding.defect()
         if defect is not None:
             return Stop(StopCode.OVERFLOW, f"{first.op_type} '{first.name}': {defect}")
-        junction = Junction(first, ((second, 0),), (), (), (first.outputs[0],), (second.inputs[0],), 0)
+        junction = Junction(first, ((second, 0),), (), (), (first.outputs[0],), (root,), 0)
         stop = self._measured(junction)
         if stop is not None:
             return stop
