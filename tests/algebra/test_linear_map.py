@@ -359,7 +359,7 @@ def test_a_folded_map_computes_what_the_definition_computes(problem: Problem, se
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(problem=problems([FLOAT64]), seed=st.integers(0, 100))
 def test_a_folded_map_computes_what_the_definition_computes_at_length(problem: Problem, seed: int) -> None:
     check_function(problem, seed)
@@ -456,7 +456,7 @@ def test_every_bias_is_the_correctly_rounded_one_but_for_cancellation(problem: P
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(problem=problems(DTYPES))
 def test_every_stored_number_is_the_correctly_rounded_one_at_length(problem: Problem) -> None:
     check_weight(problem)

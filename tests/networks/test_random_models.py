@@ -58,7 +58,7 @@ def test_what_comes_by_two_ways_is_put_together(seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(RANDOM, max_examples=10_000)
+@settings(RANDOM, max_examples=1_500)
 @given(seed=SEEDS, rejoined=st.booleans())
 def test_folding_changes_no_value_at_length(seed: int, rejoined: bool) -> None:
     # The exact gate takes many times what a fold takes.
@@ -66,7 +66,7 @@ def test_folding_changes_no_value_at_length(seed: int, rejoined: bool) -> None:
 
 
 @pytest.mark.slow
-@settings(RANDOM, max_examples=2_000)
+@settings(RANDOM, max_examples=400)
 @given(model=models())
 def test_folding_changes_no_value_in_models_that_can_be_made_smaller(model: onnx.ModelProto) -> None:
     assert_fold_is_right(model, exactly=False)
@@ -115,7 +115,7 @@ def test_a_shift_does_not_reach_a_model_output_through_a_split() -> None:
 
 
 @pytest.mark.slow
-@settings(RANDOM, max_examples=3_000)
+@settings(RANDOM, max_examples=500)
 @given(seed=SEEDS)
 def test_a_second_fold_changes_nothing_at_length(seed: int) -> None:
     assert_every_form_is_final(of_seed(seed))

@@ -78,7 +78,7 @@ def test_folding_changes_no_value(leftover: str, model: onnx.ModelProto) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leftover", ["conv", "mul-add", "keep"])
-@settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(model=models())
 def test_folding_changes_no_value_at_length(leftover: str, model: onnx.ModelProto) -> None:
     fold(model, leftover=leftover)

@@ -962,7 +962,7 @@ def test_any_graph_keeps_its_meaning(draws: list[Draw], observed: set[int], skip
 
 
 @pytest.mark.slow
-@settings(deadline=None, derandomize=True, max_examples=3000)
+@settings(deadline=None, derandomize=True, max_examples=1000)
 @random_graphs
 def test_any_graph_keeps_its_meaning_at_length(
     draws: list[Draw], observed: set[int], skips: set[int], seed: int

@@ -81,6 +81,6 @@ def test_nothing_changes_outside(seed):
 
 @pytest.mark.slow
 def test_nothing_changes_outside_in_many_networks():
-    folded = sum(check(seed) for seed in range(100, 200))
+    folded = sum(check(seed) for seed in range(100, 140))
 
-    assert folded > 100
+    assert folded > 40

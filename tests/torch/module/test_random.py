@@ -30,4 +30,4 @@ def test_random_modules(seed: int) -> None:
 
 @pytest.mark.slow
 def test_many_random_modules() -> None:
-    assert sum(map(check_seed, range(100, 250))) > 100
+    assert sum(map(check_seed, range(100, 140))) > 25

@@ -32,7 +32,7 @@ def test_folding_changes_no_value_after_decomposition(seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(seed=st.integers(0, 2**32 - 1), decomposed=st.booleans())
 def test_folding_changes_no_value_at_length(seed: int, decomposed: bool) -> None:
     fold_seed(seed, decomposed=decomposed)
