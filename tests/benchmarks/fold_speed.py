@@ -1,30 +1,32 @@
 """Time and peak memory of folding one file, whole process, beside what users would run instead.
 
-    python tests/benchmarks/fold_speed.py [MODEL.onnx] [--rounds 5]
+    python tests/benchmarks/fold_speed.py [MODEL.onnx] [--rounds 9] [--exporter torchscript|dynamo]
 
-Without a file, a ResNet-50 with random weights and real statistics is exported first (94 MB). Each tool runs in a
-process of its own, the tools take turns, and the best of the rounds counts; peers that are not installed are left out.
-Ratios are to `bnfold fold --no-verify`: above 1, the peer is slower or larger.
+Without a file, a ResNet-50 with random weights and real statistics is exported first, by either exporter of
+torch.onnx: TorchScript's leaves its BatchNorms in a plain file, dynamo's writes metadata on every node. Each tool runs
+in a process of its own, the tools take turns, and medians count; peers that are not installed are left out. Ratios are
+to `bnfold fold --no-verify`, the median over the rounds: above 1, the peer is slower or larger. CPU is the processor
+time of all threads, which a machine that is busy changes less than the time that passes.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import conftest  # noqa: F401 - it finds tests/support
+from processes import Usage, in_turns, ratio
 from versions import versions
 
 BNFOLD = "bnfold fold --no-verify"
 
 PEERS = {
     BNFOLD: "import sys; sys.argv = ['bnfold', 'fold', {model!r}, '-o', {out!r}, '--no-verify', '--force'];"
-    "from bnfold.cli import main; main()",
+    "from bnfold.__main__ import main; main()",
     "onnx.load + onnx.save": "import onnx; onnx.save(onnx.load({model!r}), {out!r})",
     "onnxruntime offline": "import onnxruntime as ort; options = ort.SessionOptions();"
     "options.optimized_model_filepath = {out!r};"
@@ -55,65 +57,52 @@ with torch.no_grad():
             part.bias.normal_(0, 0.3)
     model(torch.randn(4, 3, 96, 96))
 torch.onnx.export(
-    model.eval(), (torch.randn(1, 3, 224, 224),), {out!r}, dynamo=False, do_constant_folding=False,
-    training=torch.onnx.TrainingMode.PRESERVE, input_names=["pixels"], output_names=["logits"],
+    model.eval(), (torch.randn(1, 3, 224, 224),), {out!r}, input_names=["pixels"], output_names=["logits"],
+    external_data=False, optimize=False, dynamo={dynamo}, do_constant_folding=False,
+    training=torch.onnx.TrainingMode.EVAL if {dynamo} else torch.onnx.TrainingMode.PRESERVE,
 )
 """
-
-
-def run(code: str) -> tuple[float, float, bool]:
-    """Runs Python code in a process of its own; its duration in s, its peak memory in MB, and whether it went well."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return time.perf_counter() - start, usage.ru_maxrss / 1000, process.returncode == 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--exporter", choices=("torchscript", "dynamo"), default="torchscript")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or Path(folder) / "resnet50.onnx"
+        model = arguments.model or Path(folder) / f"resnet50-{arguments.exporter}.onnx"
         if arguments.model is None:
-            subprocess.run([sys.executable, "-c", EXPORT.format(out=str(model))], check=True, capture_output=True)
-        results: dict[str, list[tuple[float, float]]] = {}
+            code = EXPORT.format(out=str(model), dynamo=arguments.exporter == "dynamo")
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        outs = {name: Path(folder) / f"{name.split()[0].replace('.', '_')}-out.onnx" for name in PEERS}
+
+        def clear() -> None:  # replacing a file costs a flush to disk; what is compared is writing a new one
+            for out in outs.values():
+                out.unlink(missing_ok=True)
+
+        codes = {name: code.format(model=str(model), out=str(outs[name])) for name, code in PEERS.items()}
+        found = in_turns(codes, arguments.rounds, clear)
         left = {}
-        for round_number in range(arguments.rounds):
-            for name, code in PEERS.items():
-                if round_number and name not in results:
-                    continue
-                out = str(Path(folder) / f"{name.split()[0].replace('.', '_')}.onnx")
-                # Replacing a file costs a flush to disk; what is compared is writing a new one.
-                Path(out).unlink(missing_ok=True)
-                duration_s, peak_mb, good = run(code.format(model=str(model), out=out))
-                if not good:
-                    continue
-                results.setdefault(name, []).append((duration_s, peak_mb))
-                if name not in left:
-                    counted = subprocess.run(
-                        [sys.executable, "-c", COUNT.format(out=out)],
-                        check=True,
-                        capture_output=True,
-                        text=True,
-                    )
-                    left[name] = counted.stdout.strip()
-    show(model, results, left)
+        for name in found:
+            clear()
+            counted = COUNT.format(out=str(outs[name]))
+            code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {codes[name]!r}]); {counted}"
+            done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            left[name] = done.stdout.strip().splitlines()[-1]
+        show(model, found, left)
 
 
-def show(model: Path, results: dict[str, list[tuple[float, float]]], left: dict[str, str]) -> None:
-    own_s, own_mb = (min(column) for column in zip(*results[BNFOLD], strict=True))
-    print(f"{model.name}, whole process, best of {len(results[BNFOLD])}; {versions()}")
-    print("| tool | time | ratio | peak memory | ratio | BN left |")
-    print("|---|---|---|---|---|---|")
-    for name, runs in results.items():
-        best_s, best_mb = (min(column) for column in zip(*runs, strict=True))
-        print(
-            f"| {name} | {best_s:.2f} s | {best_s / own_s:.2f} | {best_mb:.0f} MB | {best_mb / own_mb:.2f} |"
-            f" {left[name]} |"
-        )
+def show(model: Path, found: dict[str, list[Usage]], left: dict[str, str]) -> None:
+    ours = found[BNFOLD]
+    print(f"{model.name}, {model.stat().st_size / 1e6:.0f} MB, whole process, medians of {len(ours)}; {versions()}")
+    print("| tool | CPU | ratio | time | ratio | peak memory | ratio | BN left |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, runs in found.items():
+        cells = []
+        for figure, form in (("cpu_s", "{:.2f} s"), ("wall_s", "{:.2f} s"), ("peak_mb", "{:.0f} MB")):
+            cells += [form.format(median(getattr(usage, figure) for usage in runs)), f"{ratio(runs, ours, figure):.2f}"]
+        print(f"| {name} | {' | '.join(cells)} | {left[name]} |")
 
 
 if __name__ == "__main__":

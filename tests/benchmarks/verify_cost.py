@@ -85,7 +85,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, folded = options.model or str(Path(folder, "resnet50.onnx")), str(Path(folder, "folded.onnx"))
         if options.model is None:
-            subprocess.run([sys.executable, "-c", EXPORT.format(out=model)], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-c", EXPORT.format(out=model, dynamo=False)], check=True, capture_output=True
+            )
         subprocess.run([sys.executable, "-c", f"import bnfold; bnfold.fold({model!r}).save({folded!r})"], check=True)
         best = None
         for _ in range(options.rounds):

@@ -26,6 +26,8 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _OWN = ("training", "_parameters", "_buffers", "_modules")
 _COPYING = ("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+_WITH_KNOWN_WAYS = (nn.Module, nn.modules.conv._ConvNd)
+"""Classes whose ways leave nothing out; that of convolutions adds what those of old files lack."""
 _MISSING = object()
 
 _HINT = "Its __deepcopy__, or an attribute, is in the way: take that out, and fold then."
@@ -85,7 +87,10 @@ def _has_own_way(module: nn.Module) -> bool:
 
 
 def _is_copied_by_its_class(kind: type[nn.Module]) -> bool:
-    return any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _COPYING)
+    return any(
+        all(getattr(kind, name, None) is not getattr(known, name, None) for known in _WITH_KNOWN_WAYS)
+        for name in _COPYING
+    )
 
 
 def _is_script(module: nn.Module) -> bool:
