@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.input_spec import DTYPES, Array
 from bnfold.onnx.proto.normalise import is_unknown
 from bnfold.system.memory import require_memory
+from bnfold.verification.inputs.roles import Role, roles, values_for
 from bnfold.verification.judging.metrics import is_float
 
 Range = tuple[float, float]
@@ -29,12 +30,14 @@ class DeclaredInput:
         dtype: Element type; None for strings, sequences and the like.
         kind: The type in words.
         dims: A size, or the key of an unknown one: equal keys are equal sizes. None if the rank is unknown.
+        role: What the model takes it for.
     """
 
     name: str
     dtype: np.dtype[np.generic] | None
     kind: str
     dims: tuple[int | str, ...] | None
+    role: Role = Role.VALUES
 
     @property
     def is_dynamic(self) -> bool:
@@ -46,7 +49,18 @@ def declared_inputs(model: onnx.ModelProto) -> tuple[DeclaredInput, ...]:
     """The graph inputs that have no default among the initializers."""
     initialized = {tensor.name for tensor in model.graph.initializer}
     initialized |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    return tuple(_declared(value) for value in model.graph.input if value.name not in initialized)
+    special = roles(model.graph)
+    declared = (_declared(value) for value in model.graph.input if value.name not in initialized)
+    return tuple(
+        replace(item, role=special[item.name]) if item.name in special and _may_have_role(item) else item
+        for item in declared
+    )
+
+
+def _may_have_role(item: DeclaredInput) -> bool:
+    """Whether it is a scalar or a vector of numbers: sizes, positions and counts are."""
+    short = item.dims is not None and len(item.dims) < 2
+    return short and item.dtype is not None and item.dtype.kind in "iuf"
 
 
 def random_sample(
@@ -56,7 +70,7 @@ def random_sample(
     seed: int,
     sample: int,
 ) -> dict[str, Array]:
-    """Values for inputs: floats N(0, 1) or uniform in the range; integers 0, 1 or in the range; booleans.
+    """Values for inputs: floats N(0, 1) or uniform in the range; integers 0, 1 or in the range; booleans; or by role.
 
     Args:
         declared: The inputs; each has its own stream, so that leaving one out does not change the others.
@@ -93,6 +107,8 @@ def _random_array(
             VerificationError, hint="Give smaller inputs with --input, or fewer --samples, where the model allows."
         ),
     )
+    if item.role is not Role.VALUES and value_range is None:
+        return values_for(item.role, shape, dtype)
     if dtype == np.bool_:
         if value_range is not None:
             raise UsageError(f"input {item.name!r} is boolean and takes no value range")

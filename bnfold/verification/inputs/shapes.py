@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bnfold.errors import UsageError, VerificationError
 from bnfold.input_spec import InputSpec
+from bnfold.verification.inputs.roles import Role
 from bnfold.verification.inputs.sampling import DeclaredInput
 from bnfold.verification.judging.metrics import is_float
 
@@ -19,6 +20,8 @@ _TOKENS = (16, 8, 64, 128, 4, 2, 1)
 _WAVEFORM = (16000, 16, 64, 128, 256, 512, 1024, 8, 4, 2, 1)
 _CHANNELS = (3, 1, 2, 4)
 _BATCH = (1, 2)
+_RANKS = (4, 2, 3, 1)
+"""How long a vector of sizes, positions or counts is, of which the model does not say it."""
 
 
 def bind(declared: Sequence[DeclaredInput], shapes: Mapping[str, InputSpec]) -> Sizes:
@@ -128,25 +131,31 @@ def resolve(
 
 def _candidates(declared: Sequence[DeclaredInput], bound: Sizes) -> Iterator[Sizes]:
     """Sizes in the order of likelihood: batch 1, three channels, the usual image; the first varies last."""
-    batch, channels, others = [], [], {}
+    batch: list[str] = []
+    channels: list[str] = []
+    ranks: list[str] = []
+    others: dict[str, tuple[int, ...]] = {}
     for item in declared:
         for axis, dim in enumerate(item.dims or ()):
-            if isinstance(dim, int) or dim in bound or dim in batch or dim in channels or dim in others:
+            if isinstance(dim, int) or dim in (*bound, *batch, *channels, *ranks, *others):
                 continue
-            if axis == 0:
+            if item.role is not Role.VALUES:
+                ranks.append(dim)
+            elif axis == 0:
                 batch.append(dim)
             elif axis == 1 and len(item.dims or ()) >= 4:
                 channels.append(dim)
             else:
                 others[dim] = _usual_sizes(item)
     rounds = max((len(sizes) for sizes in others.values()), default=1)
-    for one_batch, one_channels, index in itertools.product(
-        _BATCH if batch else (1,), _CHANNELS if channels else (1,), range(rounds)
+    for one_batch, one_channels, index, rank in itertools.product(
+        _BATCH if batch else (1,), _CHANNELS if channels else (1,), range(rounds), _RANKS if ranks else (1,)
     ):
         yield {
             **bound,
             **dict.fromkeys(batch, one_batch),
             **dict.fromkeys(channels, one_channels),
+            **dict.fromkeys(ranks, rank),
             **{dim: sizes[min(index, len(sizes) - 1)] for dim, sizes in others.items()},
         }
 
