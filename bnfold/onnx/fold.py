@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from bnfold.errors import ModelLoadError
 from bnfold.graph import Graph
 from bnfold.onnx.edit.apply import apply
+from bnfold.onnx.edit.constants import clear, find_obstacles
 from bnfold.onnx.edit.leftover import written_as
 from bnfold.onnx.edit.repair import repair as mend
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.functions import inline_weight_arguments
-from bnfold.onnx.lift.lift import lift
+from bnfold.onnx.lift.lift import lift, scopes_of
 from bnfold.onnx.proto.names import count_ops
 from bnfold.onnx.proto.walk import count_parameters
 from bnfold.planning import planner
@@ -98,8 +99,10 @@ def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     working = mended.copy() if working is mended else working
     graph, compose = _lifted(working), options.leftover is not Leftover.KEEP
     plan = planner.plan(graph, skip=options.skip, only=options.only, compose=compose, merge=options.merge)
+    obstacles = find_obstacles(scopes_of(graph))
     if not apply(working, plan, options.leftover):
         return FoldedOnnx(mended, plan, mended is not model, ops, ops, (parameters, parameters))
+    clear(working, obstacles)
     plan = plan.with_leftovers_as(lambda node, affine: written_as(form_of(options.leftover, node, plan), node, affine))
     return FoldedOnnx(working, plan, True, ops, count_ops(working.proto), (parameters, count_parameters(working.proto)))
 

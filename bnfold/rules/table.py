@@ -44,8 +44,13 @@ _ROUNDS = "rounds to a grid of integers, and what is rounded there must not chan
 _QUANTISED = {
     "DequantizeLinear": "reads what was rounded to a grid of integers, and that must not change",
     **dict.fromkeys(("QuantizeLinear", "DynamicQuantizeLinear"), _ROUNDS),
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearSigmoid"), _ROUNDS),
+    **dict.fromkeys(
+        "QLinearConv QLinearMatMul QLinearAdd QLinearMul QLinearSigmoid QLinearConcat QLinearLeakyRelu QLinearSoftmax"
+        " QLinearAveragePool QLinearGlobalAveragePool QGemm".split(),
+        _ROUNDS,
+    ),
     **dict.fromkeys(("ConvInteger", "MatMulInteger"), "computes integers, which take no scale and no shift"),
+    **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), "multiplies integers and scales them by itself"),
     "MatMulNBits": "has integers for a weight, which it scales in blocks by itself",
 }
 

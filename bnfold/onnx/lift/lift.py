@@ -25,6 +25,7 @@ from bnfold.onnx.lift.nodes import (
     lift_map,
     require_channels,
 )
+from bnfold.onnx.lift.precision.quantised import integer_map_stop
 from bnfold.onnx.lift.precision.round_trips import round_trips
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
 from bnfold.onnx.lift.shape_inference import with_inferred_shapes
@@ -134,6 +135,11 @@ def lift(model: OnnxModel) -> Graph:
     return graph
 
 
+def scopes_of(graph: Graph) -> list[Scope]:
+    """The graphs and functions that nodes of a lifted graph are in."""
+    return [*dict.fromkeys(node.handle.scope for node in graph.nodes if isinstance(node.handle, Handle))]
+
+
 class _Lifter:
     """Lifts one scope, and those inside it, into a graph."""
 
@@ -204,6 +210,9 @@ class _Lifter:
             return (self._opaque(node, handle, Stop(StopCode.NO_RULE, reason)),)
         if is_runtime_map(node):
             return self._lift_runtime_map(node, handle)
+        integer = integer_map_stop(node, self._scope.constants)
+        if integer is not None:
+            return (self._opaque(node, handle, integer),)
         return (self._lift_node(node, handle),)
 
     def _opaque(self, node: onnx.NodeProto, handle: Handle, stop: Stop) -> Node:

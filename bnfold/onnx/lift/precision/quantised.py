@@ -8,7 +8,7 @@ import onnx
 from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.onnx.lift.constants import Constant, Constants
-from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard
+from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, label
 from bnfold.reasons import Stop, StopCode
 
 _SCALE_FOR_EACH_INDEX = 13
@@ -98,3 +98,20 @@ def _expression(name: str, constants: Constants) -> Iterator[onnx.NodeProto]:
         new = {read for read in node.input if read} - seen
         seen |= new
         waiting += new
+
+
+def integer_map_stop(node: onnx.NodeProto, constants: Constants) -> Stop | None:
+    """Why nothing moves past a Mul that makes floats of what ConvInteger or MatMulInteger computes; None for any other.
+
+    Args:
+        node: The node.
+        constants: The constants of its graph.
+    """
+    for name in node.input if is_standard(node, "Mul") else ():
+        source = constants.producer(name)
+        if source is not None and is_standard(source, "Cast"):
+            source = constants.producer(source.input[0])
+        if source is not None and is_standard(source, "ConvInteger", "MatMulInteger"):
+            what = f"{source.op_type} '{label(source)}' before {node.op_type} '{label(node)}'"
+            return Stop(StopCode.QUANTIZED, f"{what} computes integers, which take no scale and no shift")
+    return None

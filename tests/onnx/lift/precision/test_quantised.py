@@ -361,6 +361,7 @@ def test_operators_that_compute_with_integers_have_their_reason(name: str) -> No
     folded = fold(parse(text, **constants, **single(batch_norm(4))), compare=False)
     assert folded.plan.batch_norms_left == 1
     agree(folded)
+    assert folded.codes == ["quantized"]
+    assert f"backward: {name} '" in folded.plan.left[0].reason
     if name == "DequantizeLinear":
-        assert folded.codes == ["quantized"]
         assert folded.count("BatchNormalization") == 1, "a Conv in its place would be quantised by runtimes"
