@@ -130,10 +130,14 @@ def test_to_a_state_dict(run, suffix):
     folded = bnfold.fold(original, (torch.ones(1, 3, 8, 8),)).model
     folded.load_state_dict({name: tensor * 0 for name, tensor in state.items()})
     folded.load_state_dict(state)
-    x = image(2, 3, 8, 8)
-    with torch.no_grad():
-        found = folded(torch.from_numpy(x).float())["logits"]
-    np.testing.assert_allclose(found, expected("Net", x)["logits"], rtol=1e-5, atol=1e-5)
+    x = torch.from_numpy(image(2, 3, 8, 8))
+    loaded = folded
+    if suffix == "safetensors":
+        loaded = bnfold.load_folded(sys.modules["nets"].Net(), "out.safetensors")
+    for module in (folded, loaded):
+        with torch.no_grad():
+            found = module(x.float())["logits"]
+        np.testing.assert_allclose(found, expected("Net", x.numpy())["logits"], rtol=1e-5, atol=1e-5)
     assert files() == [f"out.{suffix}"]
 
 
@@ -152,6 +156,9 @@ def test_from_a_program(run, made):
     program = torch.export.load("again.pt2").module()
     np.testing.assert_allclose(program(torch.from_numpy(x).float())["logits"].detach(), wanted, rtol=1e-5, atol=1e-5)
     assert "bn.weight" not in load_file("again.safetensors")
+    with pytest.raises(bnfold.ModelLoadError, match="was not written of a module") as refused:
+        bnfold.load_folded(_nets().Net(), "again.safetensors")
+    assert "not a program" in refused.value.hint
     assert run("verify", "original.pt2", "again.onnx", *QUICK)[0] == 0
     assert run("verify", "original.pt2", "again.pt2", *QUICK)[0] == 0
     assert run("inspect", "original.pt2", "--fail-on", "any")[0] == 1

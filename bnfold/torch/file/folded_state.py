@@ -14,7 +14,7 @@ from bnfold.version import __version__
 
 SCHEMA = "bnfold.state/1"
 _KEY = "bnfold"
-_HINT = "Fold the module again, and save the result as .safetensors."
+_HINT = "Fold the module itself, not a program made of it, and save the result as .safetensors."
 
 
 def metadata_of(module_class: str, structure: Mapping[str, object], plan: Mapping[str, object]) -> dict[str, str]:
