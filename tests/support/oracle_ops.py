@@ -2,7 +2,7 @@
 
 Slow (nested Python loops): convolutions and pooling. They are computed here by PyTorch's own kernels, in the type
 of the input. Not right: BatchNormalization before opset 14 normalises by the batch's statistics; Erf rounds to
-float32; GroupNormalization computes in its `stash_type`.
+float32; GroupNormalization computes in its `stash_type`; Mean does not broadcast its first input.
 """
 
 import contextlib
@@ -242,4 +242,9 @@ class GroupNormalization(OpRun):
         return (normal.reshape(x.shape) * scale.reshape(shape) + bias.reshape(shape),)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization, Erf, GroupNormalization]
+class Mean(OpRun):
+    def _run(self, *values: np.ndarray) -> tuple[np.ndarray]:
+        return (sum(values[1:], start=values[0]) / values[0].dtype.type(len(values)),)
+
+
+OPERATORS = [Conv, ConvTranspose, MaxPool, AveragePool, BatchNormalization, Erf, GroupNormalization, Mean]
