@@ -209,10 +209,10 @@ MUTATIONS = (
         "self.scale * following.shift + self.shift",
     ),
     Mutation(
-        "lift: epsilon forgotten",
+        "lift: epsilon added twice",
         "bnfold.algebra.affine:Affine.from_batch_norm",
         "np.sqrt(variance.astype(np.float64) + epsilon)",
-        "np.sqrt(variance.astype(np.float64))",
+        "np.sqrt(variance.astype(np.float64) + 2 * epsilon)",
     ),
     # weights
     Mutation(

@@ -16,11 +16,13 @@ from bnfold.algebra.rounding import Array, Float64Array
 _SCALES = np.array([halves / 2 for halves in range(1, 34) if halves != 2])
 _SHIFTS = np.arange(1.0, 32.0)
 _POWERS = np.array([2, 0.5, 4, 0.25, 8])
-
-EPSILON = 2.0**-7
-"""What is added to a variance, which is a power of four with it: one that is forgotten makes it no square."""
-
+_EPSILON = 2.0**-7
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def small_epsilon(epsilon: float) -> float:
+    """What is added to a variance, which is a power of four with it; without it, it is none. Zero stays."""
+    return _EPSILON if epsilon else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,14 @@ class Numbers:
         return self._signed(np.asarray(array, np.float64), _SHIFTS)
 
     def batch_norm(
-        self, scale: Array, shift: Array, *, has_gamma: bool = True, has_beta: bool = True
+        self, scale: Array, shift: Array, epsilon: float, *, has_gamma: bool = True, has_beta: bool = True
     ) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array]:
-        """Gamma, beta, mean and variance, to be used with an epsilon of `EPSILON`, of a BN with small scale and shift.
+        """Gamma, beta, mean and variance of a BN with a small scale and shift.
 
         Args:
             scale: The scale of the BN, any shape.
             shift: Its shift, of as many elements.
+            epsilon: What is added to the variance, `epsilon` of that of the BN.
             has_gamma: Whether it has a gamma; else that of the result is 1.
             has_beta: Whether it has a beta; else that of the result is 0.
         """
@@ -64,9 +67,9 @@ class Numbers:
         gamma = small_scale * deviation if has_gamma else np.ones(small_scale.size)
         mean = np.array([1.0, -2, 3, -1, 2])[channels % 5]
         if has_beta:
-            return gamma, small_shift + small_scale * mean, mean, deviation**2 - EPSILON
+            return gamma, small_shift + small_scale * mean, mean, deviation**2 - epsilon
         mean = np.divide(-small_shift, small_scale, out=mean, where=small_scale != 0)
-        return gamma, np.zeros(small_scale.size), mean, deviation**2 - EPSILON
+        return gamma, np.zeros(small_scale.size), mean, deviation**2 - epsilon
 
     def weight(self, shape: tuple[int, ...], groups: int) -> Float64Array:
         """A weight of few non-zero taps: every output and every input channel has some, at any place of the kernel.

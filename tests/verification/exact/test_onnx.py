@@ -13,7 +13,7 @@ from bnfold.onnx.fold import FoldOptions, fold_onnx
 from bnfold.planning.plan import Leftover
 from bnfold.report import Exact, Verdict
 from bnfold.verification.exact.judging import judge
-from bnfold.verification.exact.numbers import EPSILON, Numbers
+from bnfold.verification.exact.numbers import Numbers, small_epsilon
 from bnfold.verification.exact.onnx.gate import check_onnx
 from bnfold.verification.exact.onnx.stand_in import stand_in
 
@@ -32,6 +32,15 @@ def conv_bn(
     text = f"g ({dtype}[{size}] x) => ({dtype}[n,c,p,q] y) {{ v = Conv<pads=[{pads},{pads},{pads},{pads}]>(x, w, c)"
     text += f" z = BatchNormalization(v, p_g, p_b, p_m, p_v) {head} }}"
     return parse(text, **{name: array.astype(numpy_type) for name, array in constants.items()})
+
+
+def averaged(average: str, size: str, opset: int) -> onnx.ModelProto:
+    """A Conv, an average over its output, and a BN."""
+    text = f"g (float[1,3,{size}] x) => (float[1,8,1,1] y) {{ a = Conv<pads=[1,1,1,1]>(x, w, b)"
+    text += f" m = {average} y = BatchNormalization(m, p_g, p_b, p_m, p_v) }}"
+    constants = {"w": random(8, 3, 3, 3), "b": random(8)} | batch_norm(8, "p")
+    axes = {"axes": np.array([2, 3])} if "axes)" in average else {}
+    return parse(text, opset=opset, **{name: array.astype(np.float32) for name, array in constants.items()}, **axes)
 
 
 class TestNumbers:
@@ -56,9 +65,10 @@ class TestNumbers:
 
     def test_a_batch_norm_has_its_small_scale_and_shift(self) -> None:
         scale, shift = np.array([0.5, -2.0, 0.0, 1.0]), np.array([0.0, 0.1, -3.0, 0.1])
-        gamma, beta, mean, variance = Numbers(0).batch_norm(scale, shift)
-        assert np.array_equal(gamma / np.sqrt(variance + EPSILON), Numbers(0).scales(scale))
-        assert np.array_equal(beta - gamma / np.sqrt(variance + EPSILON) * mean, Numbers(0).shifts(shift))
+        epsilon = small_epsilon(1e-5)
+        gamma, beta, mean, variance = Numbers(0).batch_norm(scale, shift, epsilon)
+        assert np.array_equal(gamma / np.sqrt(variance + epsilon), Numbers(0).scales(scale))
+        assert np.array_equal(beta - gamma / np.sqrt(variance + epsilon) * mean, Numbers(0).shifts(shift))
 
     @pytest.mark.parametrize(("shape", "groups"), [((8, 4, 3, 3), 1), ((4, 64), 1), ((12, 1, 5, 5), 12), ((64, 2), 1)])
     def test_a_weight_reaches_every_channel(self, shape: tuple[int, ...], groups: int) -> None:
@@ -74,10 +84,11 @@ class TestStandIn:
         stand_in(model, Numbers(0))
         assert model.proto.SerializeToString(deterministic=True) == before
 
-    def test_epsilon_is_another_one(self) -> None:
+    def test_epsilon_is_another_one_unless_it_is_zero(self) -> None:
+        assert small_epsilon(0.0) == 0
         made = stand_in(from_proto(conv_bn()), Numbers(0))
         node = next(node for node in made.proto.graph.node if node.op_type == "BatchNormalization")
-        assert [given.f for given in node.attribute if given.name == "epsilon"] == [EPSILON]
+        assert [given.f for given in node.attribute if given.name == "epsilon"] == [small_epsilon(1e-5)] != [0]
 
     def test_a_shared_weight_stays_shared(self) -> None:
         text = (
@@ -105,6 +116,8 @@ class TestJudging:
     def test_rounding_is_no_mistake(self) -> None:
         assert judge(np.array([100.0, 1]), np.array([100.0, 1 + 1e-6]))[0] is Verdict.INCONCLUSIVE
         assert judge(np.array([100.0, 1]), np.array([100.0, 1.5]))[0] is Verdict.FAIL
+        assert judge(np.array([100.0, 1]), np.array([100.0, 1.5]), exact=False)[0] is Verdict.INCONCLUSIVE
+        assert judge(np.array([100.0, 1]), np.array([100.0]), exact=False)[0] is Verdict.FAIL
 
 
 class TestGate:
@@ -138,6 +151,25 @@ class TestGate:
         constants = {"w": random(4, 4, 1, 1, seed=seed)} | batch_norm(4, "p", seed=seed)
         found = check(parse(text, **{name: array.astype(np.float32) for name, array in constants.items()}))
         assert (found.verdict, found.equal) == (Verdict.PASS, 1), found.reason
+
+    @pytest.mark.parametrize(
+        ("opset", "average", "size"),
+        [
+            (17, "ReduceMean<axes=[2,3]>(a)", "75,75"),
+            (18, "ReduceMean(a, axes)", "150,150"),
+            (17, "GlobalAveragePool(a)", "512,1024"),
+        ],
+    )
+    def test_an_average_whose_sums_float32_does_not_hold(self, opset: int, average: str, size: str) -> None:
+        found = check(averaged(average, size, opset))
+        assert found.verdict is Verdict.PASS, found.reason
+
+    @pytest.mark.parametrize("size", ["75", "150"])
+    def test_what_is_not_exact_is_not_wrong(self, size: str) -> None:
+        """Averages over windows are in float32, and those over so large ones come out wrong by more than a rounding."""
+        found = check(averaged(f"AveragePool<kernel_shape=[{size},{size}]>(a)", f"{size},{size}", 17))
+        assert found.verdict is Verdict.INCONCLUSIVE
+        assert "not exact" in found.reason
 
     @pytest.mark.parametrize(
         ("outputs", "tail"),

@@ -15,6 +15,10 @@ from bnfold.verification.exact.onnx.regions import Region
 from bnfold.verification.exact.onnx.sizes import shape_for, static_shape
 
 _LARGEST = 3
+_LARGE_WINDOW = 256
+_MOST = 1 << 14
+"""Products of such values with weights, biases and scales stay whole numbers that float32 has."""
+
 _POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -31,7 +35,7 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
         LookupError: The rank of an entry is not known; the message is its name.
     """
     draw = np.random.default_rng(seed)
-    originals = [] if region.cut is None else [node for _, node in sorted(region.cut.originals.items())]
+    originals = _originals(region)
     multiple = _multiple(originals, types)
     divisors = {node.input[1] for node in originals if is_standard(node, "Div")}
     values: dict[str, Array] = {}
@@ -46,16 +50,30 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
     return values
 
 
+def is_exact(region: Region, types: ValueTypes) -> bool:
+    """Whether sums of such values are exact: they are not over large windows, nor in such multiples as they need."""
+    originals = _originals(region)
+    windows = [math.prod(ints_attribute(n, "kernel_shape")) for n in originals if is_standard(n, "AveragePool")]
+    large = max((window for window in windows if window > _LARGE_WINDOW), default=1)
+    return _multiple(originals, types) * large <= _MOST
+
+
+def _originals(region: Region) -> list[onnx.NodeProto]:
+    return [] if region.cut is None else [node for _, node in sorted(region.cut.originals.items())]
+
+
 def _multiple(nodes: Iterable[onnx.NodeProto], types: ValueTypes) -> int:
     """What whole numbers have to be multiples of to be exact behind all the averages on a way through the nodes.
 
-    Powers of two divide exactly, and multiples of them would only make sums over large windows too large to be exact.
+    Powers of two divide exactly. Multiples of them would only make sums over large windows too large to be exact, but
+    for an average over more elements than leave bits for the whole numbers.
     """
     needed: dict[str, int] = {}
     for node in nodes:
         before = math.lcm(*(needed.get(name, 1) for name in node.input))
         divisor = _divided_by(node, types)
-        needed |= dict.fromkeys(node.output, before * (divisor // (divisor & -divisor)))
+        twos = divisor & -divisor
+        needed |= dict.fromkeys(node.output, before * (divisor // twos) * max(1, twos // _LARGE_WINDOW))
     return math.lcm(*needed.values())
 
 

@@ -15,8 +15,9 @@ from bnfold.onnx.proto.walk import all_nodes
 from bnfold.report.records import Verdict
 from bnfold.verification.exact.judging import judge
 from bnfold.verification.exact.onnx.cutting import reads_of
-from bnfold.verification.exact.onnx.feeding import feed
+from bnfold.verification.exact.onnx.feeding import feed, is_exact
 from bnfold.verification.exact.onnx.regions import Region
+from bnfold.verification.exact.onnx.wide_sums import widen_sums
 from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.sites.model import embed_attributes
 from bnfold.verification.runtime.devices import cpu_device
@@ -67,6 +68,7 @@ class Runner:
         model = OnnxModel(proto, self._model.store)
         embed_attributes(model)
         _widen(model)
+        widen_sums(proto)
         return Session(proto.SerializeToString(), cpu_device(), injected_values(model))
 
     def original_runs(self, types: ValueTypes, seed: int) -> bool:
@@ -99,12 +101,13 @@ class Runner:
         """
         results = self._session.run(feed(self._region, types, self._dtypes, seed))
         worst = Verdict.PASS, "", ""
+        exact = is_exact(self._region, types)
         for end in self._region.ends:
             expected, found = _parts(results, end.expected), _parts(results, end.found)
             if expected.keys() != found.keys():
                 return Verdict.FAIL, end.value, "has another number of elements, or others"
             for part, array in expected.items():
-                verdict, clause = judge(array, found[part])
+                verdict, clause = judge(array, found[part], exact=exact)
                 if verdict is Verdict.FAIL:
                     return verdict, end.value, clause
                 if verdict is not Verdict.PASS:

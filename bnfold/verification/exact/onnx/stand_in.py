@@ -18,8 +18,8 @@ from bnfold.graph import AffineNode, MapNode, Op, OpNode
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.onnx.lift.lift import Handle, Scope, lift
-from bnfold.onnx.proto.names import FreshNames, find_attribute
-from bnfold.verification.exact.numbers import EPSILON, Numbers
+from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
+from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
 _Small = Callable[[Array], Float64Array]
 
@@ -79,15 +79,16 @@ class _Writer:
             return
         proto, scope = handle.node, handle.scope
         if proto.op_type == "BatchNormalization":
-            small = self._numbers.batch_norm(node.affine.scale, node.affine.shift)
+            epsilon = small_epsilon(float_attribute(proto, "epsilon", 1e-5))
+            small = self._numbers.batch_norm(node.affine.scale, node.affine.shift, epsilon)
             key = f"of {' '.join(proto.input[1:5])} {find_attribute(proto, 'epsilon')}"
             for position, array in enumerate(small, start=1):
                 self._replace(scope, proto, position, f"{position} {key}", partial(_given, array))
-            epsilon = find_attribute(proto, "epsilon")
-            if epsilon is None:
-                proto.attribute.append(helper.make_attribute("epsilon", EPSILON))
+            given = find_attribute(proto, "epsilon")
+            if given is None:
+                proto.attribute.append(helper.make_attribute("epsilon", epsilon))
             else:
-                epsilon.f = EPSILON
+                given.f = epsilon
             return
         for index in (handle.index, *handle.chain):
             part = scope.graph.node[index]

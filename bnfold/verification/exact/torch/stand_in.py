@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from bnfold.torch.lift.constants import Constant
 from bnfold.torch.lift.lift import lift
 from bnfold.torch.lift.provenance import Handle
 from bnfold.torch.program.editor import ProgramEditor
-from bnfold.verification.exact.numbers import EPSILON, Numbers
+from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _OPERANDS = ("self", "other", "weight", "negative_slope")
@@ -39,16 +40,16 @@ class SmallNumbers:
     Attributes:
         parameters: New values of parameters and buffers, by name.
         literals: New values of the arguments of calls, by name.
-        exact: The calls of batch norms, whose epsilon becomes another one.
-        modules: The paths of the modules that these run in.
+        epsilons: What becomes of the epsilon of each call of a batch norm.
+        modules: The same, by the paths of the modules that these run in.
     """
 
     def __init__(self, program: ExportedProgram, numbers: Numbers) -> None:
         self._numbers = numbers
         self.parameters: dict[str, Array] = {}
         self.literals: dict[fx.Node, dict[str, float]] = {}
-        self.exact: list[fx.Node] = []
-        self.modules: set[str] = set()
+        self.epsilons: dict[fx.Node, float] = {}
+        self.modules: dict[str, float] = {}
         for node in lift(program).nodes:
             if isinstance(node.handle, Handle):
                 self._visit(node, node.handle)
@@ -74,12 +75,13 @@ class SmallNumbers:
         has_gamma, has_beta = (given.get(name) is not None for name in _BATCH_NORM[:2])
         size = max(node.affine.scale.size, node.affine.shift.size)
         scale, shift = (np.broadcast_to(a.reshape(-1), (size,)) for a in (node.affine.scale, node.affine.shift))
-        small = self._numbers.batch_norm(scale, shift, has_gamma=has_gamma, has_beta=has_beta)
+        epsilon = small_epsilon(cast(float, given.get("eps", given.get("epsilon"))))
+        small = self._numbers.batch_norm(scale, shift, epsilon, has_gamma=has_gamma, has_beta=has_beta)
         for name, array in zip(_BATCH_NORM, small, strict=True):
             self._put(handle.scope.constants.find(given.get(name)), partial(_given, array))
-        self.exact.append(handle.node)
+        self.epsilons[handle.node] = epsilon
         if handle.module is not None:
-            self.modules.add(handle.module)
+            self.modules[handle.module] = epsilon
 
     def _operands(self, call: fx.Node, handle: Handle) -> None:
         name = operator_name(call)
@@ -111,8 +113,8 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
     for name, tensor in replaced(small, dict(_tensors(program))):
         for twin in editor.tensors.twins(name):
             (editor.tensors.state if twin in editor.tensors.state else editor.tensors.constants)[twin] = tensor
-    for node in small.exact:
-        set_argument(editor.call(node), "eps" if "eps" in arguments(node) else "epsilon", EPSILON)
+    for node, epsilon in small.epsilons.items():
+        set_argument(editor.call(node), "eps" if "eps" in arguments(node) else "epsilon", epsilon)
     for node, given in small.literals.items():
         for name, value in given.items():
             set_argument(editor.call(node), name, value)
@@ -123,10 +125,10 @@ def stand_in_module(module: ModuleT, small: SmallNumbers) -> ModuleT:
     """Makes one of a module, which is not changed; numbers in its code stay."""
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     copied = copy_with(module, {tensors[name]: tensor for name, tensor in replaced(small, tensors)})
-    for path in small.modules:
+    for path, epsilon in small.modules.items():
         layer = copied.get_submodule(path)
         if hasattr(layer, "eps"):
-            setattr(layer, "eps", EPSILON)  # noqa: B010 - of a class that has one
+            setattr(layer, "eps", epsilon)  # noqa: B010 - of a class that has one
     return copied
 
 
