@@ -137,6 +137,8 @@ class OutputMetrics:
             over what rounding the original's parameters does; None where float64 cannot tell.
         nonfinite_original: NaN and Inf elements of the original, all samples together.
         nonfinite_folded: NaN and Inf elements of the folded model, all samples together.
+        may_be_rounding: Whether what fails here could come of rounding, if that grew enough or decided on an order:
+            numbers, integers and sizes may; a missing output, another type, NaN and Inf may not.
     """
 
     name: str
@@ -155,6 +157,7 @@ class OutputMetrics:
     float64_ratio: float | None = None
     nonfinite_original: int = 0
     nonfinite_folded: int = 0
+    may_be_rounding: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,8 @@ ARROWS: dict[str, set[str]] = {
         *("report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,
-    "verification/onnx/outputs": {"report", "onnx/file", "onnx/proto"} | VERIFICATION,
+    "verification/onnx/outputs": {"report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/sites"}
+    | VERIFICATION,
     "verification/onnx/sites": {"report", "onnx/file", "onnx/lift", "onnx/proto"} | VERIFICATION,
     "verification/torch": {
         *("report", "torch/capture", "verification/torch/run", "verification/torch/outputs"),

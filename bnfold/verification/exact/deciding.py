@@ -11,9 +11,11 @@ from bnfold.report.report import Report
 def decided(report: Report, exact: Exact) -> Report:
     """The report of the other gates, with what the exact gate found.
 
-    A wrong region fails, whatever the outputs are. Where the outputs alone are inconclusive, because the original's own
-    rounding noise drowns them, and every region is right exactly and every site within its rounding bound, the fold is
-    proved without them.
+    A wrong region fails, whatever the outputs are. Where every region is right exactly, and every site within its
+    rounding bound on every sample for which an output fails, the fold is proved without the outputs: what they differ
+    by has grown from rounding, in a model whose noise drowns them, or that puts in order what is nearly equal. A wrong
+    fold does not hide there. What is wrong with its structure, the exact gate finds; what is wrong with its numbers
+    alone is more than the rounding bound of a site, or else no more than what another order of summation may do.
 
     Args:
         report: What the other gates found.
@@ -25,9 +27,16 @@ def decided(report: Report, exact: Exact) -> Report:
     proved = exact.verdict is Verdict.PASS and report.sites and not report.sites_note
     proved = proved and all(site.verdict is Verdict.PASS for site in report.sites)
     asked_for = report.config is not None and (report.config.rtol is not None or report.config.atol is not None)
-    if report.verdict is Verdict.INCONCLUSIVE and proved and not asked_for:
+    if not proved or asked_for:
+        return report
+    if report.verdict is Verdict.INCONCLUSIVE:
         reason = f"the sites and the exact gate prove it, the outputs could not: {report.reason}"
         return replace(report, verdict=Verdict.PASS, reason=reason)
+    failing = [output for output in report.outputs if output.verdict is Verdict.FAIL]
+    if failing and all(output.may_be_rounding for output in failing):
+        reason = f"the sites and the exact gate prove it, so that this has grown from rounding: {report.reason}"
+        outputs = (replace(o, verdict=Verdict.INCONCLUSIVE) if o in failing else o for o in report.outputs)
+        return replace(report, verdict=Verdict.PASS, reason=reason, outputs=tuple(outputs))
     return report
 
 

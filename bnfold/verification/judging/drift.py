@@ -9,12 +9,18 @@ as its standard deviation: the 1-norm bound u · Σ |terms| is met at n = 9, and
 Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019). A runtime rounds fewer of the partial sums of
 short pieces that it adds up at the end; a quarter in place of a third is what it is counted with. Sums of float16 and
 bfloat16 are kept in float32, and do not drift.
+
+The elements of a blank image are equal, and all are rounded to the same side. That carries a sum over the image by up
+to u · |s| · n/16 where a runtime keeps eight partial sums, so that a sum over an image is counted twice.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+UNNOTICED = 4.0
+"""A drift up to this is what the limits of the gates allow anyway."""
 
 
 def drift(terms: int) -> float:

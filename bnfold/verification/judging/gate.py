@@ -32,6 +32,9 @@ NOISE_LIMIT = 4.0
 NOISE_SHARE_LIMIT = 0.1
 """Where the noise is more than this share of the signal, nothing can be told from it."""
 
+_JUMP = 16.0
+"""Where a draw moves an output by so many times the noise, something nearly equal has changed its place or its side."""
+
 _CLOSE = (NOISE_LIMIT / 2, NOISE_LIMIT * 16)
 """A ratio between these deserves more draws before it counts; a few draws may well give too little noise."""
 
@@ -86,12 +89,14 @@ class _Noise:
         ratio: The noise ratio.
         share: Median of the noise over draws, relative to the signal.
         largest: Largest noise of a draw.
+        jumps: Whether that and the difference are of one size, far more than the noise.
         float64_ratio: The same for the folded model in float64; None where that is not known.
     """
 
     ratio: float
     share: float
     largest: float
+    jumps: bool
     float64_ratio: float | None = None
 
 
@@ -122,6 +127,7 @@ def judge(evidence: Evidence) -> OutputMetrics:
         float64_ratio=noise.float64_ratio if noise else None,
         nonfinite_original=sum(item.nonfinite_original for item in comparisons),
         nonfinite_folded=sum(item.nonfinite_folded for item in comparisons),
+        may_be_rounding=verdict is Verdict.FAIL and _may_be_rounding(evidence, noise),
     )
 
 
@@ -129,8 +135,17 @@ def deserves_more_draws(output: OutputMetrics) -> bool:
     """Whether the verdict on an output might be another one with a better estimate of the noise."""
     if output.verdict is Verdict.INCONCLUSIVE and output.noise_rel_l2 == 0:
         return True  # a single number may stay as it is in a few draws
+    if output.may_be_rounding:
+        return True  # an order that nearly equal numbers have changes in some draws alone
     low, high = _CLOSE
     return any(ratio is not None and low < ratio < high for ratio in (output.noise_ratio, output.float64_ratio))
+
+
+def _may_be_rounding(evidence: Evidence, noise: _Noise | None) -> bool:
+    """Whether rounding could be all that makes an output fail; it makes nothing that is not finite."""
+    if evidence.within or any(item.mismatch or (item.change and item.roundoff) for item in evidence.comparisons):
+        return False
+    return noise is None or math.isfinite(noise.ratio)
 
 
 def _decide(evidence: Evidence, noise: _Noise | None) -> tuple[Verdict, str]:
@@ -169,6 +184,9 @@ def _decide_by_noise(name: str, evidence: Evidence, noise: _Noise | None) -> tup
         share = f"{noise.share:.0%} of" if math.isfinite(noise.share) else "all there is of"
         reason = f"rounding noise alone is {share} {name}, too much to judge by; give real inputs, or tolerances"
         return Verdict.INCONCLUSIVE, reason
+    if noise.jumps and max(noise.ratio, noise.float64_ratio or 0) > NOISE_LIMIT:
+        reason = f"{name} differs, and as much in copies of the original that rounding alone tells apart: what is"
+        return Verdict.INCONCLUSIVE, f"{reason} nearly equal changes its order or its side there; give real inputs"
     if noise.ratio > NOISE_LIMIT and not evidence.has_parameters:
         reason = f"{name} differs, and no floating-point parameter leads to it to measure rounding noise by"
         return Verdict.INCONCLUSIVE, f"{reason}; give tolerances"
@@ -198,8 +216,9 @@ def _measure(evidence: Evidence) -> _Noise | None:
     difference = math.hypot(*(item.difference for _, item in usable))
     signal = math.hypot(*(item.signal for _, item in usable))
     bound = max(median(noise), usable[0][1].roundoff * signal)
+    jumps = min(max(noise), difference) > _JUMP * bound and difference <= NOISE_LIMIT * max(noise)
     if not evidence.oracle:
-        return _Noise(_quotient(difference, bound), _quotient(median(noise), signal), max(noise))
+        return _Noise(_quotient(difference, bound), _quotient(median(noise), signal), max(noise), jumps)
     oracles = [evidence.oracle[sample] for sample, _ in usable]
     own = math.hypot(*(oracle.original.norm for oracle in oracles))
     difference = math.hypot(*(oracle.folded.norm for oracle in oracles))
@@ -208,6 +227,7 @@ def _measure(evidence: Evidence) -> _Noise | None:
         ratio=_quotient(difference, max(bound, own)),
         share=_quotient(max(median(noise), own), signal),
         largest=max(noise),
+        jumps=jumps,
         float64_ratio=_quotient(math.hypot(*exact), bound) if exact else None,
     )
 

@@ -68,6 +68,19 @@ class SitesOutcome:
     references: Mapping[str, object] | None = None
 
 
+def worst_of(outcomes: Sequence[SitesOutcome]) -> SitesOutcome:
+    """What the gate found on several samples: of each site the worst, and what is not a pass before what is one."""
+    worst: dict[tuple[str, tuple[str, ...]], Site] = {}
+    for site in (site for outcome in outcomes for site in outcome.sites):
+        before = worst.setdefault((site.name, site.nodes), site)
+        worst[site.name, site.nodes] = max(
+            before, site, key=lambda one: (one.verdict is not Verdict.PASS, badness(one))
+        )
+    notes = dict.fromkeys(outcome.note for outcome in outcomes if outcome.note)
+    sites = tuple(sorted(worst.values(), key=badness, reverse=True))
+    return replace(outcomes[0], sites=sites, note="; ".join(notes))
+
+
 def judge_site(probe: Probe, results: Mapping[str, object]) -> Site:
     """The numbers of one site, and what they say."""
     ratios, largest, difference, signal = (

@@ -35,6 +35,12 @@ def decide(
     return Verdict.FAIL, "; ".join([wrong_layer, reason] if verdict is Verdict.FAIL else [wrong_layer])
 
 
+def sites_do_not_explain(outputs: Sequence[OutputMetrics], sites: Sequence[Site]) -> bool:
+    """Whether outputs fail by what may be rounding, and no site does: then those of other samples tell more."""
+    failing = any(output.verdict is Verdict.FAIL and output.may_be_rounding for output in outputs)
+    return failing and bool(sites) and all(site.verdict is Verdict.PASS for site in sites)
+
+
 def worst_output(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:
     """The verdict of all outputs together, and one sentence on the first that decides it."""
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):

@@ -23,8 +23,8 @@ from bnfold.verification.judging.comparing import (
     judge_without_noise,
     metrics_only,
 )
-from bnfold.verification.judging.sites import SitesOutcome
-from bnfold.verification.judging.verdicts import config_of, decide, does_not_run
+from bnfold.verification.judging.sites import SitesOutcome, worst_of
+from bnfold.verification.judging.verdicts import config_of, decide, does_not_run, sites_do_not_explain
 from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
 from bnfold.verification.runtime.limits import check_limit
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
@@ -186,6 +186,10 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
     with clock.measure("noise"):
         measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared)
         judged = _judge(measured, task.tolerances, random)
+    if sites_do_not_explain(judged.outputs, outcome.sites):
+        with clock.measure("other_sites"):
+            outcome = worst_of([outcome, *(_sites(task, device, sample) for sample in samples[1:])])
+        report = replace(report, sites=outcome.sites, sites_note=outcome.note)
     verdict, reason = decide(judged.outputs, outcome.sites, task.tolerances)
     oracle = "float64" if judged.has_oracle else "none"
     config = replace(config, noise_draws=judged.draws, oracle=oracle, oracle_note=judged.note)

@@ -6,7 +6,7 @@ import json
 import exact_mutations
 from exact_faults import MUTATIONS
 
-from bnfold.report import Exact, Report, Site, Verdict, VerifyConfig
+from bnfold.report import Exact, OutputMetrics, Report, Site, Verdict, VerifyConfig
 from bnfold.verification.exact.deciding import decided, failed, together
 
 PROVED = Exact(Verdict.PASS, regions=3, equal=3, sizes=2, duration_s=0.5)
@@ -47,7 +47,24 @@ def test_a_wrong_region_fails_whatever_the_others_say():
 
 
 def test_a_failure_of_the_others_stays_one():
-    assert decided(dataclasses.replace(DROWNED, verdict=Verdict.FAIL), PROVED).verdict is Verdict.FAIL
+    """A folded model that does not run has no outputs; a site or tolerances that fail are no rounding."""
+    failed_ = dataclasses.replace(DROWNED, verdict=Verdict.FAIL)
+    assert decided(failed_, PROVED).verdict is Verdict.FAIL
+    far = OutputMetrics("y", "float32", (2,), Verdict.FAIL)
+    assert decided(dataclasses.replace(failed_, outputs=(far,)), PROVED).verdict is Verdict.FAIL
+
+
+def test_outputs_that_rounding_may_explain_do_not_fail_where_all_else_passes():
+    far = OutputMetrics("y", "float32", (2,), Verdict.FAIL, may_be_rounding=True)
+    off = dataclasses.replace(DROWNED, verdict=Verdict.FAIL, reason="'y' differs", outputs=(far,))
+    report = decided(off, PROVED)
+    assert (report.verdict, report.outputs[0].verdict) == (Verdict.PASS, Verdict.INCONCLUSIVE)
+    assert "grown from rounding: 'y' differs" in report.reason
+    assert decided(off, UNSURE).verdict is Verdict.FAIL
+    wrong = dataclasses.replace(SITE, verdict=Verdict.FAIL)
+    assert decided(dataclasses.replace(off, sites=(wrong,)), PROVED).verdict is Verdict.FAIL
+    other = dataclasses.replace(far, may_be_rounding=False)
+    assert decided(dataclasses.replace(off, outputs=(far, other)), PROVED).verdict is Verdict.FAIL
 
 
 def test_two_folds_of_one_model_count_together():

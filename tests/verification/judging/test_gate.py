@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from bnfold.report import Verdict
+from bnfold.report import Site, Verdict
 from bnfold.verification.judging.comparing import Tolerances, compare_results, judge_without_noise
 from bnfold.verification.judging.gate import Evidence, deserves_more_draws, judge
 from bnfold.verification.judging.metrics import compare, within_tolerance
 from bnfold.verification.judging.noise import Shift, shift_between
+from bnfold.verification.judging.sites import SitesOutcome, worst_of
 from bnfold.verification.judging.structured_outputs import is_part_of, leaves
 
 
@@ -58,8 +59,8 @@ def test_zero_against_zero_is_no_difference_and_against_more_is_one():
     assert "is zero in the original" in loud.reason
 
 
-def test_only_a_ratio_near_the_limit_asks_for_more_draws():
-    ratios = {1.9: False, 3.0: True, 30.0: True, 1000.0: False}
+def test_a_ratio_near_the_limit_or_above_asks_for_more_draws():
+    ratios = {1.9: False, 3.0: True, 30.0: True, 1000.0: True}
     for ratio, close in ratios.items():
         assert deserves_more_draws(judge(evidence([ratio * STEP] * 4, [STEP] * 4))) is close
     assert deserves_more_draws(judge(evidence([0.0], [0.0] * 4)))
@@ -72,6 +73,40 @@ def test_changes_are_excused_by_noise_that_makes_them_too():
     assert judge(Evidence("y", [labels], [[still], [flips]])).verdict is Verdict.INCONCLUSIVE
     same = compare(np.array([1, 2]), np.array([1, 2]))
     assert judge(Evidence("y", [same], [[flips]])).verdict is Verdict.PASS
+
+
+def test_a_jump_is_excused_by_noise_that_makes_it_too():
+    """Two boxes that change places differ by what they are, in the folded model and in a copy of the original."""
+    quiet, jumping = [STEP] * 15, [STEP] * 14 + [1000 * STEP]
+    assert judge(evidence([1000 * STEP], quiet)).verdict is Verdict.FAIL
+    swapped = judge(evidence([1000 * STEP], jumping))
+    assert swapped.verdict is Verdict.INCONCLUSIVE
+    assert "changes its order" in swapped.reason
+    assert judge(evidence([5000 * STEP], jumping)).verdict is Verdict.FAIL
+    assert judge(evidence([10 * STEP], jumping)).verdict is Verdict.FAIL
+
+
+def test_what_may_be_rounding():
+    def is_it(first, second, **options):
+        return judge(Evidence("y", [compare(first, second)], [[Shift(1e-9, changed=False)]], **options)).may_be_rounding
+
+    one = np.ones(2, np.float32)
+    assert is_it(one, 2 * one)
+    assert is_it(np.array([1, 2]), np.array([2, 1]))
+    assert is_it(one, one[:1])
+    assert not is_it(one, one)
+    assert not is_it(one, np.array([1, np.nan], np.float32))
+    assert not is_it(one, one.astype(np.float16))
+    assert not is_it(one, 2 * one, within=[False])
+    assert not is_it(0 * one, one)
+
+
+def test_the_worst_of_several_samples_counts():
+    near, far = (Site("a", ("n",), Verdict.PASS, ratio=ratio) for ratio in (1.0, 5.0))
+    lost = Site("a", ("n",), Verdict.INCONCLUSIVE)
+    other = Site("b", ("n",), Verdict.PASS, ratio=2.0)
+    assert worst_of([SitesOutcome((near, other)), SitesOutcome((far,))]).sites == (far, other)
+    assert worst_of([SitesOutcome((near,)), SitesOutcome((lost,), "said")]) == SitesOutcome((lost,), "said")
 
 
 def test_a_shape_that_noise_changes_is_inconclusive():

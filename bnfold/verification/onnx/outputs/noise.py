@@ -37,6 +37,7 @@ def perturbed_runs(
                 fed[tensor.name] = value
             else:
                 injected[tensor.name] = value
+        fed |= {name: np.array(rng.choice([-1, 1]), np.float32) for name in opened.signs}
         if session is None or opened.holds_parameters:
             session = Session(opened.proto.SerializeToString(), device, injected)
         yield [session.run({**feed, **fed}) for feed in feeds]

@@ -19,6 +19,7 @@ from bnfold.input_spec import Array
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.proto.names import GraphLike, find_attribute, is_standard, nested, subgraphs
 from bnfold.verification.onnx.outputs.deciding import Deciding, deciding_values, nodes_inside_out
+from bnfold.verification.onnx.outputs.long_sums import open_long_sums
 from bnfold.verification.runtime.initializers import drop_unused_initializers, initializers_to_inputs
 
 MOVABLE_TYPES = frozenset(
@@ -54,11 +55,13 @@ class OpenModel:
         proto: The graph; what is to be fed is among its inputs, what is to be injected is declared as external data.
         tensors: Every tensor whose value has to be given.
         reached: Graph outputs that depend on a movable tensor.
+        signs: Inputs that take 1 or -1: which way long sums move, see `long_sums`.
     """
 
     proto: onnx.ModelProto
     tensors: list[OpenTensor] = field(default_factory=list)
     reached: frozenset[str] = frozenset()
+    signs: tuple[str, ...] = ()
 
     @property
     def holds_parameters(self) -> bool:
@@ -84,6 +87,7 @@ def open_model(original: OnnxModel) -> OpenModel:
         for inner in nested(function):
             _open_held(model, inner, deciding, opened)
     opened.reached = _reached(opened)
+    opened.signs = open_long_sums(model)
     return opened
 
 

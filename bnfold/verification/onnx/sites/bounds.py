@@ -9,6 +9,7 @@ carried through a region in place of values:
     BatchNormalization                  |scale| · (m + |mean|) + |beta|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
+    GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · max(0, drift(n) − 4)
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
     onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
 
@@ -35,6 +36,7 @@ from bnfold.onnx.proto.names import (
 )
 from bnfold.verification.judging.drift import drift, terms_of_transposed
 from bnfold.verification.judging.sites import NoBoundError
+from bnfold.verification.onnx.sites.averages import carried, may_be_carried
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 
 MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -196,11 +198,15 @@ def _with_result(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None]
     return [emitter.node("Add", [_given(read)[0].magnitude(), _absolute(emitter, results[0])])]
 
 
-def _rearranged(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+def _rearranged(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
     data, *rest = read
     names = [operand.value if operand is not None else "" for operand in rest]
     only_data = 1 if node.op_type in ("MaxPool",) else None
-    return emitter.like(node, [data.magnitude() if data is not None else "", *names], outputs=only_data)
+    magnitudes = emitter.like(node, [data.magnitude() if data is not None else "", *names], outputs=only_data)
+    if data is None or data.data_type in _SMALLEST_NORMAL or not may_be_carried(node):
+        return magnitudes
+    twice = emitter.scaled(carried(emitter, node, data.value, results[0]), 2)
+    return [emitter.node("Add", [magnitudes[0], emitter.node("Mul", [magnitudes[0], twice])])]
 
 
 def _pad(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
