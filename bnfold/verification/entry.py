@@ -39,6 +39,7 @@ def verify(
     atol: float | None = None,
     tf32: bool = False,
     timeout_s: float = RUN_LIMIT_S,
+    threads: int | None = None,
     progress: Progress | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Report:
@@ -70,6 +71,7 @@ def verify(
         tf32: Run the folded model once more as it will be deployed, with TF32 and the runtime's optimisations, and
             report that beside the verdict; needs "cuda", or "auto" that finds it.
         timeout_s: Longest time for one run of a model.
+        threads: How many threads the runtime may have; None for its own choice.
         progress: Told, in words, what is being done.
         names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
 
@@ -104,6 +106,7 @@ def verify(
             atol=atol,
             tf32=tf32,
             timeout_s=timeout_s,
+            threads=threads,
             progress=progress,
         )
     if is_torch(folded):
@@ -123,6 +126,7 @@ def verify(
         atol=atol,
         tf32=tf32,
         timeout_s=timeout_s,
+        threads=threads,
         progress=progress,
         names=names,
     )

@@ -33,7 +33,7 @@ from bnfold.verification.runtime.devices import (
     tensorrt_device,
 )
 from bnfold.verification.runtime.initializers import drop_unused_initializers
-from bnfold.verification.runtime.limits import check_limit
+from bnfold.verification.runtime.limits import check_limit, require_threads
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source, injected_values
 
@@ -67,6 +67,7 @@ def verify_onnx(
     atol: float | None,
     tf32: bool,
     timeout_s: float,
+    threads: int | None,
     progress: Progress | None,
     names: Mapping[str, str] | None,
 ) -> Report:
@@ -90,23 +91,24 @@ def verify_onnx(
         progress,
     )
     limit_s = check_limit(timeout_s)
+    require_threads(threads)
     if task.device is DeviceRequest.CPU:
-        return _verify_on(replace(cpu_device(), run_limit_s=limit_s), task)
+        return _verify_on(replace(cpu_device(), run_limit_s=limit_s, threads=threads), task)
     if task.device is DeviceRequest.TENSORRT:
-        tensorrt = replace(tensorrt_device(), run_limit_s=limit_s)
-        cuda = replace(cuda_device(), run_limit_s=limit_s)
+        tensorrt = replace(tensorrt_device(), run_limit_s=limit_s, threads=threads)
+        cuda = replace(cuda_device(), run_limit_s=limit_s, threads=threads)
         for needed in (cuda, tensorrt):
             check_device_works(needed)
         return _verify_on(cuda, task, deployed_on=tensorrt)
     try:
-        gpu = replace(cuda_device(), run_limit_s=limit_s)
+        gpu = replace(cuda_device(), run_limit_s=limit_s, threads=threads)
         check_device_works(gpu)
         return _verify_on(gpu, task)
     except DeviceError as error:
         if task.device is DeviceRequest.CUDA:
             raise
         reason = str(error)
-    return _verify_on(replace(cpu_device(), run_limit_s=limit_s), task, fell_back=reason)
+    return _verify_on(replace(cpu_device(), run_limit_s=limit_s, threads=threads), task, fell_back=reason)
 
 
 def _verify_on(

@@ -52,12 +52,14 @@ class Device:
         provider: The execution provider that must head every session.
         name: Name of the processor or GPU.
         run_limit_s: Longest time for one run of a model, in seconds.
+        threads: How many of them a run may have; None for the runtime's own choice.
     """
 
     kind: str
     provider: str
     name: str
     run_limit_s: float = RUN_LIMIT_S
+    threads: int | None = None
 
 
 def parse_device(text: str, *, tf32: bool = False) -> DeviceRequest:

@@ -37,6 +37,16 @@ def check_limit(limit_s: float) -> float:
     return limit_s
 
 
+def require_threads(threads: int | None) -> None:
+    """Require that a number of threads is one.
+
+    Raises:
+        UsageError: It is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", hint="Give at least 1, or nothing for the runtime's own choice.")
+
+
 def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: float) -> _Result:
     """Run what holds no lock of Python's in a thread of its own, so that the caller stays responsive.
 

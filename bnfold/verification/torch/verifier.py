@@ -26,11 +26,11 @@ from bnfold.verification.judging.comparing import (
 from bnfold.verification.judging.sites import SitesOutcome, worst_of
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run, sites_do_not_explain
 from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
-from bnfold.verification.runtime.limits import check_limit
+from bnfold.verification.runtime.limits import check_limit, require_threads
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source
 from bnfold.verification.torch.outputs.oracle import Judged, Measured, judge_by_noise
-from bnfold.verification.torch.run.devices import torch_device
+from bnfold.verification.torch.run.devices import limited_to, torch_device
 from bnfold.verification.torch.run.evaluation import Placement
 from bnfold.verification.torch.run.folded import OnnxFolded
 from bnfold.verification.torch.run.sample import Sample
@@ -88,6 +88,7 @@ def verify_torch(
     atol: float | None,
     tf32: bool,
     timeout_s: float,
+    threads: int | None,
     progress: Progress | None,
 ) -> Report:
     """Compare a folded model with its PyTorch original; see `bnfold.verification.verify` for the arguments.
@@ -115,11 +116,12 @@ def verify_torch(
     if task.folded is not None:
         check_modes(task.original, task.folded)
     limit_s = check_limit(timeout_s)
+    require_threads(threads)
     used, onnx_device, fell_back = _devices(task)
     used = replace(used, run_limit_s=limit_s)
-    onnx_device = onnx_device and replace(onnx_device, run_limit_s=limit_s)
+    onnx_device = onnx_device and replace(onnx_device, run_limit_s=limit_s, threads=threads)
     clock = Clock(task.progress)
-    with clock.measure("total"):
+    with clock.measure("total"), limited_to(threads):
         report = _compare(task, used, onnx_device, fell_back, clock)
     return replace(report, timings_s=clock.timings_s)
 

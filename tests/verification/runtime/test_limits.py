@@ -8,6 +8,7 @@ import threading
 import time
 
 import onnx
+import onnxruntime
 import pytest
 from onnx import parser
 
@@ -98,3 +99,39 @@ def test_a_limit_of_the_process_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < memory.memory_left() <= sys.maxsize
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))
     assert memory.memory_left() == 0
+
+
+def test_the_runtime_has_as_many_threads_as_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: object, options: onnxruntime.SessionOptions, **others: object) -> onnxruntime.InferenceSession:
+        made.append(options.intra_op_num_threads)
+        return real(model, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y) { y = Relu(x) }'
+    )
+    for threads, expected in ((None, 0), (3, 3)):
+        made.clear()
+        verify(model, model, device="cpu", samples=1, threads=threads)
+        assert set(made) == {expected}
+    for threads in (0, -1):
+        with pytest.raises(UsageError, match="threads is"):
+            verify(model, model, device="cpu", threads=threads)
+
+
+def test_torch_has_as_many_threads_as_are_allowed_and_then_its_own_again() -> None:
+    torch = pytest.importorskip("torch")
+    seen: list[int] = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x: object) -> object:
+            seen.append(torch.get_num_threads())
+            return x
+
+    before = torch.get_num_threads()
+    verify(Network().eval(), Network().eval(), example_inputs=(torch.zeros(1, 2),), device="cpu", samples=1, threads=3)
+    assert set(seen) == {3}
+    assert torch.get_num_threads() == before

@@ -142,3 +142,15 @@ def first_line(error: BaseException) -> str:
     """What an exception says, in one line, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def limited_to(threads: int | None) -> Iterator[None]:
+    """Has torch compute on the processor with so many threads while the block lasts; None is its own choice."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
