@@ -16,6 +16,8 @@ from bnfold.version import __version__
 
 if TYPE_CHECKING:
     from bnfold.api import fold, inspect
+    from bnfold.files.many import fold_files
+    from bnfold.files.records import FileOutcome
     from bnfold.latency import Timing, benchmark
     from bnfold.loading import load_folded
     from bnfold.planning.plan import Fold, Left, Plan
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BnfoldError",
     "DeviceError",
+    "FileOutcome",
     "Fold",
     "FoldResult",
     "InputSpec",
@@ -43,12 +46,14 @@ __all__ = [
     "__version__",
     "benchmark",
     "fold",
+    "fold_files",
     "inspect",
     "load_folded",
     "verify",
 ]
 
 _HOMES = {
+    "FileOutcome": "bnfold.files.records",
     "Fold": "bnfold.planning.plan",
     "FoldResult": "bnfold.result",
     "InputSpec": "bnfold.verification",
@@ -59,6 +64,7 @@ _HOMES = {
     "Verdict": "bnfold.report",
     "benchmark": "bnfold.latency",
     "fold": "bnfold.api",
+    "fold_files": "bnfold.files.many",
     "inspect": "bnfold.api",
     "load_folded": "bnfold.loading",
     "verify": "bnfold.verification",

@@ -1,21 +1,23 @@
 """`bnfold fold`: fold, write beside the destination, verify what was written, and only then put it in place."""
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bnfold.errors import OutputError, UsageError
+from bnfold.files.job import Done, Job, Terms, carry_out
+from bnfold.files.records import FileOptions
 from bnfold.text.tables import Block, Table, size
 
+from .many import Batch, fold_batch, require_one
 from .shared import options
 from .shared.compare import Verification
 from .shared.effects import INPUTS, NO_TF32, NOTHING_RUNS, Unused, note_unused
-from .shared.files import describe
-from .shared.jobs import FoldOptions, Job, fold_model
+from .shared.jobs import FoldOptions, fold_model
 from .shared.models import CodeOptions, ModelKind, kind_of
 from .shared.modules import stdout_kept
 from .shared.pages import require_page, write_page
@@ -23,21 +25,21 @@ from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
-    from bnfold.report import FileInfo, Report
-    from bnfold.system.staging import Written
+    from bnfold.report import Report
 
 FAILED_EXIT_CODE = 1
 
 
 def fold(
     context: typer.Context,
-    model: Annotated[
-        str,
+    models: Annotated[
+        list[str],
         typer.Argument(
-            metavar="IN",
+            metavar="IN...",
             help="An .onnx or .pt2 file, or package.module:factory: a function or class that gives a torch.nn.Module,"
             " or a module itself. Its code is imported and run, with the current folder first on the path, and eval()"
-            " is called on the module. With --trust-pickle also a file of torch.save with a whole module in it.",
+            " is called on the module. With --trust-pickle also a file of torch.save with a whole module in it."
+            " With --out-dir several files, and folders with -r.",
         ),
     ],
     output: Annotated[
@@ -99,6 +101,10 @@ def fold(
     atol: options.Atol = None,
     tf32: options.Tf32 = False,
     timeout: options.Timeout = None,
+    out_dir: options.OutDir = None,
+    jobs: options.Jobs = 1,
+    recursive: options.Recursive = False,
+    resume: options.Resume = False,
     page: options.Page = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -108,68 +114,52 @@ def fold(
 
     The file appears only if its outputs match the original's on the device.
     """
+    verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
+    code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
+    if out_dir is not None:
+        if output is not None:
+            raise UsageError("-o and --out-dir are both given", hint="-o is for one file, --out-dir for any number.")
+        code.require_unused(models[0])
+        asked = FileOptions(
+            *(tuple(skip or ()), tuple(only or ()), leftover, not no_merge, repair, require_all, not no_verify),
+            verification.as_arguments(),
+            resume,
+            force,
+            dry_run,
+        )
+        batch = Batch(models, out_dir, jobs, recursive, page)
+        raise typer.Exit(0 if fold_batch(batch, asked, as_json=as_json, quiet=quiet) else FAILED_EXIT_CODE)
+    if len(models) > 1:
+        raise UsageError(f"{len(models)} models are given, and no --out-dir", hint="Say which folder they go to.")
+    require_one(context)
+    model = models[0]
     if output is None and not dry_run:
         message = "-o OUT is missing"
         raise UsageError(message, hint="Say where the folded model goes, or ask for --dry-run.")
     require_page(page)
     chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
-    code = CodeOptions(weights, kwargs, tuple(dynamic or ()), trust_pickle)
     started = time.perf_counter()
-    written = None
     with ExitStack() as stack:
         progress = stack.enter_context(shown(quiet=quiet))
-        verification = Verification(
-            device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
-        )
+        verification = replace(verification, progress=progress)
         progress("folding")
+        terms = Terms(not no_verify, require_all, dry_run, hashed=as_json or page is not None)
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
-        source = describe(job.source, hashed=as_json or page is not None)
-        timings = {"fold": time.perf_counter() - started}
-        unmet = require_all and job.plan.batch_norms_left > 0
-        if output is None or dry_run or unmet:
-            reason = "a BatchNorm is left, and --require-all was asked for" if unmet else "dry run"
-            report, good = _unverified(reason), not unmet
-        else:
-            progress("writing")
-            with job.stage(output) as staged:
-                timings["write"] = time.perf_counter() - started - timings["fold"]
-                if job.is_copy:
-                    report = _unverified("nothing was changed, the output is a copy of the input")
-                elif no_verify:
-                    report = _unverified("--no-verify was asked for")
-                else:
-                    progress("comparing each changed region exactly")
-                    with stdout_kept():
-                        report = job.verified(staged.path)
-                good = report.verdict in ("pass", "skipped")
-                if good:
-                    written = staged.commit()
-            timings["total"] = time.perf_counter() - started
+            done = carry_out(job, output, terms, started, progress)
+    report, written = done.report, done.written
     if not quiet:
         verifies = not (dry_run or no_verify)
         note_unused(context, _unused(model, output, report, verifies=verifies, data=inputs is not None))
     try:
         if not quiet or as_json or page is not None:
-            _tell(
-                model,
-                source,
-                output,
-                written,
-                job,
-                report,
-                timings,
-                page,
-                as_json=as_json,
-                verbose=verbose,
-                quiet=quiet,
-            )
-        if quiet and not as_json and not good:
+            _tell(model, output, job, done, page, as_json=as_json, verbose=verbose, quiet=quiet)
+        if quiet and not as_json and not done.good:
             tell(f"error: nothing was written; {report.summary_line()}")
     except OutputError as error:
         error.hint = "Nothing was written." if written is None else f"{output} was written all the same."
         raise
-    if not good:
+    if not done.good:
         raise typer.Exit(FAILED_EXIT_CODE)
 
 
@@ -192,41 +182,28 @@ def _unused(model: str, output: Path | None, report: "Report", *, verifies: bool
     return unused
 
 
-def _unverified(reason: str) -> "Report":
-    from bnfold.report import Report, Verdict
-
-    return Report(Verdict.SKIPPED, reason)
-
-
 def _tell(
     model: str,
-    source: "FileInfo",
     output: Path | None,
-    written: "Written | None",
     job: Job,
-    report: "Report",
-    timings_s: Mapping[str, float],
+    done: Done,
     page: Path | None,
     *,
     as_json: bool,
     verbose: bool,
     quiet: bool,
 ) -> None:
-    from bnfold.report import complete
-
     from .shared import show
 
-    hashed = as_json or page is not None
-    target = None if output is None or written is None else describe(output, hashed=hashed, data=written.files[1:])
-    for note in () if written is None else written.notes:
+    report, target = done.report, done.report.output
+    for note in () if done.written is None else done.written.notes:
         tell(f"note: {note}")
-    whole = complete(report, job.plan, source, target, timings_s, (job.ops_before, job.ops_after))
-    write_page(whole, page)
+    write_page(report, page)
     if as_json:
-        say_json(whole.to_json())
+        say_json(report.to_json())
     if as_json or quiet:
         return
-    blocks: list[Block] = [*report.verdict_lines(), "", _before_and_after(job, source, target), ""]
+    blocks: list[Block] = [*report.verdict_lines(), "", _before_and_after(job, report), ""]
     blocks += show.plan_blocks(model, job.plan, verbose=verbose)
     if verbose:
         blocks += ["", *show.count_blocks(job.ops_before, job.ops_after)]
@@ -236,13 +213,13 @@ def _tell(
     if target is None:
         blocks += ["", "nothing was written"]
     else:
-        blocks += ["", f"wrote {' and '.join((str(output), *target.data_files))} in {timings_s['total']:.2f} s"]
+        blocks += ["", f"wrote {' and '.join((str(output), *target.data_files))} in {report.timings_s['total']:.2f} s"]
         if target.data_files:
             blocks.append("the model needs its data file beside it, under that name: copy both")
     say_blocks(blocks, report.verdict)
 
 
-def _before_and_after(job: Job, source: "FileInfo", target: "FileInfo | None") -> Table:
+def _before_and_after(job: Job, report: "Report") -> Table:
     plan = job.plan
     rows = [
         ("", "before", "after"),
@@ -253,6 +230,6 @@ def _before_and_after(job: Job, source: "FileInfo", target: "FileInfo | None") -
     if plan.merges:
         adds = (sum(merge.multiply_adds_before for merge in plan.merges), sum(m.multiply_adds for m in plan.merges))
         rows.append(("multiply-adds of merged layers, per position", *(f"{count:,}" for count in adds)))
-    if target is not None:
-        rows.append(("size", size(source.bytes), size(target.bytes)))
+    if report.input is not None and report.output is not None:
+        rows.append(("size", size(report.input.bytes), size(report.output.bytes)))
     return rows

@@ -4,11 +4,8 @@ Exit codes: 0 good; 1 the models differ, or an asked-for condition is not met; 2
 5 the output; 70 a bug in bnfold.
 """
 
-import errno
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -16,12 +13,12 @@ from typing import Annotated
 
 import typer
 
-from bnfold.errors import BnfoldError, ModelLoadError
+from bnfold.system.trouble import explained
 from bnfold.version import __version__
 
 from .bench import bench
 from .doctor import doctor
-from .failing import ClickError, fail, fail_to_parse, fail_with
+from .failing import ClickError, fail_to_parse, fail_with
 from .fold import fold
 from .help import SETTINGS, Command, examples
 from .inspect import inspect
@@ -29,7 +26,6 @@ from .settings import defaults
 from .shared.terminal import require_descriptors, tell
 from .verify import verify
 
-BUG_EXIT_CODE = 70
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _SIGNAL_EXIT_CODE = 128  # plus the number of the signal
 INTERRUPTED_EXIT_CODE = _SIGNAL_EXIT_CODE + signal.SIGINT
@@ -105,36 +101,9 @@ def main() -> None:
         code = app(prog_name="bnfold", standalone_mode=False)
     except ClickError as error:
         fail_to_parse(error)
-    except BnfoldError as error:
-        fail_with(error)
     except Exception as error:  # noqa: BLE001 - the last door: what the machine is not short of is our bug
-        shortage = _shortage(error)
-        if shortage:
-            fail("ModelLoadError", shortage, "", ModelLoadError.exit_code)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        fail(
-            type(error).__name__,
-            f"a bug in bnfold {__version__}: {type(error).__name__} at {frame.filename}:{frame.lineno}: {error}",
-            "No file was left half written. Please report it with this line and, if you can, the model.",
-            BUG_EXIT_CODE,
-        )
+        fail_with(explained(error))
     if code == INTERRUPTED_EXIT_CODE:  # typer makes one of an interruption, and says nothing
         tell("interrupted; no file was left half written.")
         sys.exit(_SIGNAL_EXIT_CODE + received.pop() if received else INTERRUPTED_EXIT_CODE)
     sys.exit(code or 0)
-
-
-def _shortage(error: Exception) -> str:
-    """What this process lacks, whatever model it works on; "" if an error is about something else."""
-    if isinstance(error, MemoryError):
-        return (
-            "There is not enough memory for this. What is in use may be limited (ulimit -v), or the model is too large"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "Too many files are open. Allow more of them (ulimit -n)"
-    if isinstance(error, FileNotFoundError):
-        try:
-            os.getcwd()
-        except OSError:
-            return "The current folder does not exist any more. Change to another one"
-    return ""

@@ -49,6 +49,7 @@ def complete(
     written: FileInfo | None,
     timings_s: Mapping[str, float],
     operators: tuple[Mapping[str, int], Mapping[str, int]],
+    options: Mapping[str, object],
 ) -> Report:
     """A report with the plan, the files and the durations of a whole run.
 
@@ -59,6 +60,7 @@ def complete(
         written: The file that was written, None if none was.
         timings_s: Durations in seconds, added to those of the verification.
         operators: How many nodes there are of each operator, before and after.
+        options: What was asked for, as JSON values.
     """
     folds, left = plan_entries(plan)
     return replace(
@@ -73,6 +75,7 @@ def complete(
         timings_s={**report.timings_s, **timings_s},
         operators_before=operators[0],
         operators_after=operators[1],
+        options=options,
     )
 
 

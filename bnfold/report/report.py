@@ -57,6 +57,7 @@ class Report:
         output: The file that was written.
         operators_before: How many nodes of each operator the model had; empty unless it was folded.
         operators_after: How many it has.
+        options: What the fold of one of many files was asked for, by option; empty elsewhere.
     """
 
     verdict: Verdict
@@ -78,6 +79,12 @@ class Report:
     output: FileInfo | None = None
     operators_before: Mapping[str, int] = field(default_factory=dict)
     operators_after: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def batch_norms_folded(self) -> int:
+        """How many BatchNorms are gone, into weights around them or into merged branches."""
+        return sum(entry.batch_norms for entry in self.folds) + sum(merge.batch_norms for merge in self.merges)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The report under schema "bnfold.report/1"; every number is finite."""
@@ -90,6 +97,7 @@ class Report:
             "output": to_json_value(self.output),
             "operators_before": to_json_value(self.operators_before),
             "operators_after": to_json_value(self.operators_after),
+            "options": to_json_value(self.options),
             "device": to_json_value(self.device),
             "folds": to_json_value(self.folds),
             "merges": to_json_value(self.merges),
@@ -105,9 +113,9 @@ class Report:
             "timings": to_json_value(self.timings_s),
         }
 
-    def to_json(self) -> str:
-        """The report as one JSON document without NaN or Infinity literals."""
-        return json.dumps(self.to_dict(), allow_nan=False, indent=2, ensure_ascii=False)
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """The report as one JSON document without NaN or Infinity literals; without an indent on one line."""
+        return json.dumps(self.to_dict(), allow_nan=False, indent=indent, ensure_ascii=False)
 
     def summary_line(self) -> str:
         """One line: the verdict, where it was taken, and what it rests on."""

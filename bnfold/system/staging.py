@@ -113,7 +113,7 @@ def private_folder(parent: Path) -> Iterator[Path]:
     try:
         with locked(parent) as has_locks:  # until it has its own lock, a folder looks abandoned
             if has_locks:
-                _remove_abandoned(parent)
+                _remove_unlocked(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             lock = take(folder)
     except OSError as error:
@@ -126,7 +126,19 @@ def private_folder(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
+    """Remove the private folders of processes that were killed, where locks tell them from those of the living.
+
+    Raises:
+        OSError: The folder cannot be read.
+        OutputError: Another process has kept it for too long.
+    """
+    with locked(parent) as has_locks:
+        if has_locks:
+            _remove_unlocked(parent)
+
+
+def _remove_unlocked(parent: Path) -> None:
     with os.scandir(parent) as entries:
         found = [Path(entry.path) for entry in entries if _PRIVATE.fullmatch(entry.name)]
     for folder in found:

@@ -75,6 +75,27 @@ class Verification:
 
         return None if self.inputs is None else load_inputs(self.inputs)
 
+    def as_arguments(self, *, shapes: bool = True) -> dict[str, object]:
+        """The arguments of `bnfold.verify`, apart from `progress`.
+
+        Args:
+            shapes: Whether shapes are among them, and are not told by what a module is called with.
+
+        Raises:
+            UsageError: One is malformed.
+            ModelLoadError: The real data cannot be read.
+        """
+        given = {
+            "inputs": self.loaded_inputs(),
+            "shapes": self.parsed_shapes() or None if shapes else None,
+            "value_ranges": self.parsed_ranges() or None,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "timeout_s": self.timeout_s,
+        }
+        chosen = {"device": self.device, "samples": self.samples, "seed": self.seed, "tf32": self.tf32}
+        return {**chosen, **{name: value for name, value in given.items() if value is not None}}
+
 
 def compare(
     original: "str | Path | torch.nn.Module | torch.export.ExportedProgram",
@@ -101,19 +122,10 @@ def compare(
         return bnfold.verify(
             original,
             folded,
-            inputs=options.loaded_inputs(),
             example_inputs=call,
-            device=options.device,
-            samples=options.samples,
-            seed=options.seed,
-            shapes=options.parsed_shapes() or None if call is None else None,
-            value_ranges=options.parsed_ranges() or None,
-            rtol=options.rtol,
-            atol=options.atol,
-            tf32=options.tf32,
-            **({} if options.timeout_s is None else {"timeout_s": options.timeout_s}),
-            progress=options.progress,
             names=names,
+            progress=options.progress,
+            **options.as_arguments(shapes=call is None),  # type: ignore[arg-type]
         )
     except bnfold.VerificationError as error:
         hint = _type_hint(original, call)

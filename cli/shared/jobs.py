@@ -3,12 +3,13 @@
 import glob
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError, UsageError
+from bnfold.files.job import Job
 
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from bnfold.planning.plan import Plan
-    from bnfold.report import Exact, FileInfo, Report
-    from bnfold.result import FoldResult
-    from bnfold.system.staging import Staged
+    from bnfold.report import FileInfo, Report
 
 _STATE_SUFFIXES = (".safetensors", ".pt")
 _OUTPUTS = {
@@ -63,39 +62,6 @@ class FoldOptions:
     def suffix(self) -> str:
         """The extension of the destination, which decides what is made of a PyTorch model."""
         return "" if self.output is None else self.output.suffix.lower()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A model that was folded.
-
-    Attributes:
-        plan: What was folded and left.
-        ops_before: Nodes by operator, before.
-        ops_after: Nodes by operator, after.
-        parameters: How many numbers are stored, before and after.
-        is_copy: Whether what is written equals what was read, so that there is nothing to verify.
-        source: The file that was read, or what a report says of a module.
-        stage: Writes the result beside a destination.
-        check: The exact gate.
-        verify: Compares what was staged with the original.
-    """
-
-    plan: "Plan"
-    ops_before: Mapping[str, int]
-    ops_after: Mapping[str, int]
-    parameters: tuple[int, int]
-    is_copy: bool
-    source: "Path | FileInfo"
-    stage: "Callable[[Path], AbstractContextManager[Staged]]"
-    check: "Callable[[], Exact]"
-    verify: "Callable[[Path], Report]"
-
-    def verified(self, staged: Path) -> "Report":
-        """What all gates say of a model that was staged; after a wrong region, nothing is run."""
-        from bnfold.checking import together
-
-        return together(self.check(), lambda: self.verify(staged))
 
 
 def fold_model(
@@ -144,11 +110,11 @@ def _fold_onnx_file(path: Path, options: FoldOptions, verification: Verification
         merge=options.merge,
         repair=options.repair,
     )
-    return _job(
+    return Job.of(
         result,
         path,
-        options,
         lambda staged: compare(path, staged, verification),
+        force=options.force,
         is_copy=not result.changed,
     )
 
@@ -170,7 +136,7 @@ def _fold_program_file(path: Path, options: FoldOptions, verification: Verificat
         _require_same_bits(staged, folded.state_dict)
         return compare(path, folded, verification)
 
-    return _job(result, path, options, verify)
+    return Job.of(result, path, verify, force=options.force)
 
 
 def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verification, stack: ExitStack) -> Job:
@@ -191,11 +157,11 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
             except UnsupportedModelError:
                 require_runs(code)
                 raise
-        return _job(
+        return Job.of(
             bnfold.fold(program, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge),
             source,
-            options,
             verify,
+            force=options.force,
         )
     with hints_of_types(code):
         result = bnfold.fold(
@@ -208,7 +174,7 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
         result.model.load_state_dict(cast("dict[str, torch.Tensor]", read_weights(staged)))
         return compare(code.module, result.model, verification, code.call)
 
-    return _job(result, source, options, verify_state)
+    return Job.of(result, source, verify_state, force=options.force)
 
 
 def _exported(code: Code) -> "torch.export.ExportedProgram":
@@ -324,27 +290,6 @@ def _batch_norms(plan: "Plan") -> tuple[str, ...]:
     nodes = [entry.nodes for entry in plan.folds if entry.kind is Kind.BATCH_NORM]
     nodes += [entry.nodes for entry in plan.left if entry.kind is Kind.BATCH_NORM]
     return tuple(name for names in nodes for name in names)
-
-
-def _job(
-    result: "FoldResult[object]",
-    source: "Path | FileInfo",
-    options: FoldOptions,
-    verify: "Callable[[Path], Report]",
-    *,
-    is_copy: bool = False,
-) -> Job:
-    return Job(
-        result.plan,
-        result.ops_before,
-        result.ops_after,
-        result.parameters,
-        is_copy,
-        source,
-        lambda destination: result.staged(destination, force=options.force),
-        result.check,
-        verify,
-    )
 
 
 def _require_output(output: Path, kind: ModelKind) -> None:

@@ -10,7 +10,12 @@ VERIFICATION_PANEL = "Verification"
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (bnfold.report/1) and nothing else.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON document (bnfold.report/1) and nothing else; with --out-dir a line a file."
+    ),
+]
 Page = Annotated[
     Path | None,
     typer.Option(
@@ -108,6 +113,47 @@ Timeout = Annotated[
         metavar="S",
         help="Longest time for one run of a model, in seconds; 600 if left out.",
         rich_help_panel=VERIFICATION_PANEL,
+    ),
+]
+
+MANY_PANEL = "Many files"
+
+OutDir = Annotated[
+    str | None,
+    typer.Option(
+        "--out-dir",
+        metavar="DIR",
+        help="Fold any number of files into this folder, under their own names, each with its report beside it;"
+        " the others go on where one fails. Paths and DIR may be URLs such as s3://bucket/models, through fsspec.",
+        rich_help_panel=MANY_PANEL,
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        min=1,
+        help="How many files at once; they share the threads of the machine.",
+        rich_help_panel=MANY_PANEL,
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive",
+        "-r",
+        help="Go through folders: each .onnx and .pt2 file keeps its place below DIR.",
+        rich_help_panel=MANY_PANEL,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Leave what is in DIR already, verified and made of the same file with the same options.",
+        rich_help_panel=MANY_PANEL,
     ),
 ]
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .files import describe
+from bnfold.files.job import describe
+
 from .terminal import tell
 
 if TYPE_CHECKING:

@@ -94,11 +94,12 @@ ARROWS: dict[str, set[str]] = {
         *("torch/program", "torch/module"),
     },
     "loading": {"torch/capture", "torch/file", "torch/module/structure"},
+    "files": {"api", "checking", "planning", "report", "report/page", "result", "onnx/file", "verification"},
     "__main__": {"cli"},
-    "": {"api", "latency", "loading", "planning", "report", "result", "verification"},
-    "cli": {"", "cli/shared", "planning", "report", "latency", "verification/runtime"},
+    "": {"api", "files", "latency", "loading", "planning", "report", "result", "verification"},
+    "cli": {"", "cli/shared", "files", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
-        *("", "checking", "graph", "planning", "report", "result", "verification", "verification/exact"),
+        *("", "files", "graph", "planning", "report", "result", "verification", "verification/exact"),
         *("report/page", "onnx/file", "onnx/proto", "torch/file", "torch/capture"),
     },
 }

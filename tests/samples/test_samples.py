@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -177,3 +178,20 @@ def test_fold_digits_notices_a_command_that_fails(
     monkeypatch.setattr(script, "MODEL", tmp_path / "missing.onnx")
     assert not script.fold_from_command_line(tmp_path / "folded.onnx")
     assert script.run(tmp_path) == 1
+
+
+def test_many_files_are_folded_on_processes_and_the_next_run_leaves_them(tmp_path: Path) -> None:
+    for name in ("a", "deep/b"):
+        path = tmp_path / "models" / f"{name}.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(MODEL, path)
+    words = [sys.executable, str(SAMPLES / "fold_many.py"), "models", "folded"]
+    for status in ("folded", "kept"):
+        result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert sorted(result.stdout.splitlines()) == [
+            "2 of 2 are folded",
+            f"{status}: models/a.onnx: pass; 14 BatchNorms, 0 left",
+            f"{status}: models/deep/b.onnx: pass; 14 BatchNorms, 0 left",
+        ]
+    assert (tmp_path / "folded/deep/b.onnx").is_file()

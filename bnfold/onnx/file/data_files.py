@@ -10,10 +10,15 @@ import contextlib
 import re
 from pathlib import Path
 
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
 from bnfold.errors import BnfoldError
 from bnfold.onnx.file import skeleton, wire
+from bnfold.onnx.file.external import leads_out
 from bnfold.onnx.file.load import read_skeleton
-from bnfold.onnx.file.tensors import TensorStore
+from bnfold.onnx.file.tensors import LOCATION, TensorStore
+from bnfold.onnx.proto.walk import model_tensors
 from bnfold.system.source_file import SourceFile
 
 DIGEST_LENGTH = 32
@@ -38,6 +43,18 @@ def data_files(model: Path) -> tuple[Path, ...]:
     except BnfoldError:
         return ()
     return tuple(sorted(file.path for file in store.files if not file.path.samefile(model)))
+
+
+def names_of_data(model: Path) -> set[str]:
+    """The data files that a model names in its own folder, whether or not they are there; none if it cannot be read."""
+    try:
+        serialized, may_name_files = skeleton.take_out(SourceFile.at(model), TensorStore())
+        proto = onnx.ModelProto.FromString(serialized) if may_name_files else onnx.ModelProto()
+    except (BnfoldError, wire.WireError, DecodeError):
+        return set()
+    tensors = (tensor for tensor in model_tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == LOCATION}
+    return {name for name in names if name and not leads_out(name)}
 
 
 def remove_spent(model: Path) -> None:

@@ -58,10 +58,8 @@ class ExternalFiles:
 
     def _resolved(self, location: str, name: str) -> SourceFile:
         where = f"{self.model_path}: the external data of {name!r}, {location!r},"
-        # both flavours, whatever the system: a model travels
-        for flavour in (PurePosixPath(location), PureWindowsPath(location)):
-            if flavour.anchor or ".." in flavour.parts:
-                raise UnsafeModelError(f"{where} would lead out of the model's folder.")
+        if leads_out(location):
+            raise UnsafeModelError(f"{where} would lead out of the model's folder.")
         if "\0" in location:
             raise UnsafeModelError(f"{where} is not a file name.")
         path = self.model_path.parent / location
@@ -86,3 +84,9 @@ class ExternalFiles:
                 f"{self.model_path}: the external data of {name!r} has an offset or length of {text[:40]!r}."
             )
         return int(text)
+
+
+def leads_out(location: str) -> bool:
+    """Whether the name of a data file leads out of the folder that it is in; on any system, for a model travels."""
+    flavours = (PurePosixPath(location), PureWindowsPath(location))
+    return any(flavour.anchor or ".." in flavour.parts for flavour in flavours)

@@ -1,6 +1,7 @@
 """A report through a template: HTML, in which everything is escaped by default, and Markdown, likewise."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bnfold.report.page import wording
@@ -9,6 +10,7 @@ from bnfold.report.page.colours import PALETTES
 from bnfold.report.report import Report
 from bnfold.text.printable import printable
 from bnfold.text.tables import size
+from bnfold.version import __version__
 
 if TYPE_CHECKING:
     import jinja2
@@ -21,12 +23,18 @@ _ACTIVE = re.compile(r"[^\w \-./,;()=+'×→–…]|(?<![A-Za-z0-9])_|_(?![A-Za-
 
 def html(report: Report) -> str:
     """The report as one HTML page."""
-    return _environment(autoescape=True).get_template("page.html.j2").render(**_facts(report))
+    return render("page", ".html", _facts(report))
 
 
 def markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
-    return _environment(autoescape=False).get_template("page.md.j2").render(**_facts(report))
+    return render("page", ".md", _facts(report))
+
+
+def render(template: str, suffix: str, facts: Mapping[str, object]) -> str:
+    """A template in one of its two forms, ".html" and ".md"."""
+    found = _environment(autoescape=suffix == ".html").get_template(f"{template}{suffix}.j2")
+    return found.render(palettes=PALETTES, version=__version__, **facts)
 
 
 def inert(text: object) -> str:
@@ -78,5 +86,4 @@ def _facts(report: Report) -> dict[str, object]:
         "reasons": wording.reasons(report),
         "chart": chart_of(report.sites, limit),
         "shown_bars": SHOWN_BARS,
-        "palettes": PALETTES,
     }

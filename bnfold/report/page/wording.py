@@ -56,10 +56,9 @@ def changes(report: Report) -> list[tuple[str, str, str]]:
     old, new = report.operators_before, report.operators_after
     if not old:
         return []
-    folded = sum(entry.batch_norms for entry in report.folds) + sum(merge.batch_norms for merge in report.merges)
     left = sum(entry.batch_norms for entry in report.left)
     rows = [
-        ("BatchNorms, however written", str(folded + left), str(left)),
+        ("BatchNorms, however written", str(report.batch_norms_folded + left), str(left)),
         ("nodes", str(sum(old.values())), str(sum(new.values()))),
     ]
     operators = sorted(name for name in {*old, *new} if old.get(name, 0) != new.get(name, 0))

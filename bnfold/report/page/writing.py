@@ -1,6 +1,7 @@
 """Puts a page in its place: rendered in full beside its destination, then renamed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from bnfold.errors import OutputError
@@ -33,13 +34,22 @@ def write_page(report: Report, path: str | os.PathLike[str]) -> list[str]:
     Raises:
         OutputError: The file cannot be written; what was there is as it was.
     """
-    require_page(Path(path))
-    from bnfold.report.page.rendering import html, markdown  # a template library is loaded where one is needed
 
-    destination = _resolved(Path(path))
-    text = html(report) if destination.suffix.lower() == ".html" else markdown(report)
+    def rendered(suffix: str) -> str:
+        from bnfold.report.page.rendering import html, markdown  # a template library is loaded where one is needed
+
+        return html(report) if suffix == ".html" else markdown(report)
+
+    return put_page(Path(path), rendered)
+
+
+def put_page(path: Path, rendered: Callable[[str], str]) -> list[str]:
+    """Write what is rendered for an extension, in place of what is there; see `write_page`."""
+    require_page(path)
+    destination = _resolved(path)
+    text = rendered(destination.suffix.lower())
     with private_folder(destination.parent) as folder:
-        staged = folder / destination.name
+        staged = folder / "page"
         try:
             staged.write_bytes(text.encode("utf-8"))
             return replace_file(staged, destination)
