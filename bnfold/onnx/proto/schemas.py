@@ -34,7 +34,7 @@ def schema_of(op_type: str, opset: int) -> Schema | None:
     """The operator of that name in an opset of the default domain; None if there is none."""
     try:
         found = defs.get_schema(op_type, opset, "")
-    except defs.SchemaError:
+    except (defs.SchemaError, TypeError):  # a number may be larger than that of any opset
         return None
     if found.deprecated:
         return None
