@@ -6,8 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from bnfold.errors import BnfoldError
-
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,7 +18,7 @@ def memory_left() -> int:
     return min(found)
 
 
-def require_memory(nbytes: int, what: str, refusal: Callable[[str], BnfoldError]) -> None:
+def require_memory(nbytes: int, what: str, refusal: Callable[[str], Exception]) -> None:
     """Require that something fits into the memory that is left.
 
     Args:

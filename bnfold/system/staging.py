@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -121,9 +121,9 @@ def private_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
-            os.close(lock)
+            os.close(lock)  # first: there may be no other descriptor for the removal
+        _remove(folder)
 
 
 def remove_abandoned(parent: Path) -> None:
@@ -147,8 +147,18 @@ def _remove_unlocked(parent: Path) -> None:
         except (OSError, HeldByAnotherError):
             continue
         if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a private folder, with the one descriptor that may be left."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            (folder / name).unlink()
+        folder.rmdir()
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_file(replacement: Path, destination: Path) -> list[str]:

@@ -2,19 +2,26 @@
 
 import errno
 import os
+import re
 import traceback
 
 from bnfold.errors import BnfoldError, ModelLoadError
 from bnfold.version import __version__
+
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|cannot map", re.IGNORECASE)
+_NO_FILES = re.compile("too many open files", re.IGNORECASE)
 
 
 def explained(error: Exception) -> BnfoldError:
     """An exception as an error with a sentence; one of ours is itself."""
     if isinstance(error, BnfoldError):
         return error
-    shortage = _shortage(error)
-    if shortage:
-        return ModelLoadError(shortage)
+    behind: BaseException | None = error
+    while behind is not None:
+        shortage = _shortage(behind)
+        if shortage:
+            return ModelLoadError(shortage)
+        behind = behind.__cause__ or behind.__context__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return BnfoldError(
         f"a bug in bnfold {__version__}: {type(error).__name__} at {frame.filename}:{frame.lineno}: {error}",
@@ -22,13 +29,15 @@ def explained(error: Exception) -> BnfoldError:
     )
 
 
-def _shortage(error: Exception) -> str:
+def _shortage(error: BaseException) -> str:
     """What this process lacks, whatever model it works on; "" if an error is about something else."""
-    if isinstance(error, MemoryError):
+    number = error.errno if isinstance(error, OSError) else None
+    is_import = isinstance(error, ImportError)  # of a library, which says what it lacks in words alone
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or (is_import and _NO_MEMORY.search(str(error))):
         return (
             "There is not enough memory for this. What is in use may be limited (ulimit -v), or the model is too large"
         )
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE) or (is_import and _NO_FILES.search(str(error))):
         return "Too many files are open. Allow more of them (ulimit -n)"
     if isinstance(error, FileNotFoundError):
         try:

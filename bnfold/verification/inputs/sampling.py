@@ -137,10 +137,11 @@ def _declared(value: onnx.ValueInfoProto) -> DeclaredInput:
         kind = value.type.WhichOneof("value") or "value of unknown type"
         return DeclaredInput(value.name, None, kind.removesuffix("_type"), None)
     tensor = value.type.tensor_type
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
-    kind = f"tensor of {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
-    if dtype is not None and dtype.name not in DTYPES:
-        dtype = None
+    dtype, kind = None, f"tensor of the unknown element type {tensor.elem_type}"
+    if tensor.elem_type in onnx.TensorProto.DataType.values():
+        kind = f"tensor of {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()}"
+        known = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+        dtype = known if known is not None and known.name in DTYPES else None
     if not tensor.HasField("shape"):
         return DeclaredInput(value.name, dtype, kind, None)
     dims = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(tensor.shape.dim))

@@ -40,6 +40,8 @@ _SOURCE_LOCATION = re.compile(r"/onnxruntime_src/\S+ .*?\) ")
 _DEVICE_TROUBLE = re.compile(
     r"CUDA failure|CUDNN failure|CUBLAS failure|cudnn|Failed to allocate memory", re.IGNORECASE
 )
+_NO_MEMORY = "pthread_create failed"
+"""Said where a thread gets no stack; a tensor that is too large is the model's own."""
 
 
 class FailureKind(StrEnum):
@@ -211,8 +213,8 @@ def check_device_works(device: Device) -> None:
         raise DeviceError(f"{device.provider} on {device.name} computes a wrong convolution")
 
 
-def failure_of(error: Exception) -> RuntimeFailure:
-    """What an exception of onnxruntime says, and of which kind it is."""
+def failure_of(error: Exception) -> RuntimeFailure | MemoryError:
+    """What an exception of onnxruntime says, and of which kind it is; no memory for its threads is no failure."""
     kinds = {
         "NoSuchFile": FailureKind.UNREADABLE,
         "NoModel": FailureKind.UNREADABLE,
@@ -221,6 +223,8 @@ def failure_of(error: Exception) -> RuntimeFailure:
     }
     lines = str(error).strip().splitlines() or [type(error).__name__]
     message = _SOURCE_LOCATION.sub("", _PREFIX.sub("", lines[0])).strip()
+    if _NO_MEMORY in message:
+        return MemoryError(message)
     kind = kinds.get(type(error).__name__, FailureKind.REJECTED)
     if kind is FailureKind.REJECTED and _DEVICE_TROUBLE.search(message):
         kind = FailureKind.DEVICE

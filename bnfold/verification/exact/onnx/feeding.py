@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import onnx
@@ -11,14 +12,20 @@ import onnx
 from bnfold.algebra.rounding import Array
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, string_attribute
+from bnfold.system.memory import require_memory
 from bnfold.verification.exact.onnx.regions import Region
 from bnfold.verification.exact.onnx.sizes import shape_for, static_shape
+from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure
 
 _LARGEST = 3
 _LARGE_WINDOW = 256
 _MOST = 1 << 14
 """Products of such values with weights, biases and scales stay whole numbers that float32 has."""
 
+_NBYTES_EACH = 24
+"""Each element is drawn, multiplied, and given its type."""
+
+_REFUSED = partial(RuntimeFailure, FailureKind.REJECTED)
 _POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -33,6 +40,7 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
 
     Raises:
         LookupError: The rank of an entry is not known; the message is its name.
+        RuntimeFailure: They would not fit into memory.
     """
     draw = np.random.default_rng(seed)
     originals = _originals(region)
@@ -41,6 +49,7 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
     values: dict[str, Array] = {}
     for name, value in region.entries.items():
         shape, dtype = shape_for(types, value, seed), dtypes[name]
+        require_memory(math.prod(shape) * _NBYTES_EACH, f"{value!r} of shape {shape}", _REFUSED)
         if dtype == np.bool_ or np.issubdtype(dtype, np.integer):
             values[name] = draw.integers(0, 2, shape).astype(dtype)
         elif value in divisors:
