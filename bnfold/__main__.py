@@ -3,7 +3,7 @@
 import gc
 import sys
 
-_COLLECTED_AFTER = 100_000
+_COLLECTED_AFTER = 20_000
 """Objects before Python looks for cycles: after 700, as usual, is a tenth of the time of a fold, and finds none."""
 
 

@@ -164,11 +164,13 @@ def from_proto(proto: onnx.ModelProto) -> OnnxModel:
 
 
 def skeleton_for_inference(model: OnnxModel) -> onnx.ModelProto:
-    """A copy of the skeleton for `onnx.shape_inference`: only small tensors and shapes have values."""
+    """A copy of the skeleton for `onnx.shape_inference`: small tensors and shapes alone have values."""
     proto: onnx.ModelProto = onnx.ModelProto.FromString(
         skeleton.for_inference(model.proto.SerializeToString(), model.store)
     )
     _give_up_sparse(proto.graph)
+    for node in proto.graph.node:  # what torch.onnx notes of each is most of what it writes besides weights
+        node.ClearField("metadata_props")
     return proto
 
 

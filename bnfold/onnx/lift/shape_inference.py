@@ -9,7 +9,7 @@ What a file declares of its own values may be left over from an earlier version 
 compute. So it is asked last, and if any of it contradicts what follows, none of it is believed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -76,12 +76,18 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
     open_sizes = _name_open_sizes(skeleton.graph)
     declared = _take_declared(skeleton.graph)
     result = _inferred(model, skeleton, open_sizes)
-    if _contradicts(declared, result.graph, open_sizes) or not _adds(declared, result.graph):
+    known = _all_types(result.graph)
+    if _contradicts(declared, known, open_sizes) or not _adds(declared, known):
         return result
-    _put_declared(skeleton.graph, declared, result.graph, ranks_only=bool(open_sizes))
+    _put_declared(skeleton.graph, declared, known, ranks_only=bool(open_sizes))
     believed = _inferred(model, skeleton, open_sizes)
-    doubtful = _contradicts(declared, believed.graph, open_sizes)
+    doubtful = _contradicts(declared, _all_types(believed.graph), open_sizes)
     return result if doubtful or contradicts_readers(skeleton.graph, believed.graph, declared) else believed
+
+
+def _all_types(main: onnx.GraphProto) -> list[ValueTypes]:
+    """What was inferred, for each graph in the order of `nested`."""
+    return [value_types(graph) for graph in nested(main)]
 
 
 def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset[str]) -> onnx.ModelProto:
@@ -149,13 +155,14 @@ def _take_declared(main: onnx.GraphProto) -> _Declared:
     return declared
 
 
-def _put_declared(main: onnx.GraphProto, declared: _Declared, result: onnx.GraphProto, *, ranks_only: bool) -> None:
+def _put_declared(
+    main: onnx.GraphProto, declared: _Declared, inferred: Iterable[ValueTypes], *, ranks_only: bool
+) -> None:
     """Declares what the file does, where the inference knows less.
 
     Where inputs have open sizes, those of the outputs are often those of an example: of them only the ranks count.
     """
-    for graph, found, inferred in zip(nested(main), declared, nested(result), strict=True):
-        known = value_types(inferred)
+    for graph, found, known in zip(nested(main), declared, inferred, strict=True):
         outputs = {value.name for value in graph.output} if graph is main and ranks_only else set()
         values = {value.name: value for value in _declaring(graph, main=graph is main)}
         for name, type_ in found.items():
@@ -172,10 +179,9 @@ def _put_declared(main: onnx.GraphProto, declared: _Declared, result: onnx.Graph
             declare(values[name], tuple(size if isinstance(size, int) else None for size in merged))
 
 
-def _adds(declared: _Declared, result: onnx.GraphProto) -> bool:
+def _adds(declared: _Declared, inferred: Iterable[ValueTypes]) -> bool:
     """Whether anything declared says more than what was inferred."""
-    for found, inferred in zip(declared, nested(result), strict=True):
-        known = value_types(inferred) if found else {}
+    for found, known in zip(declared, inferred, strict=True):
         for name, type_ in found.items():
             shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
             if shape is not None and (old is None or any(map(_says_more, shape, old))):
@@ -187,10 +193,9 @@ def _says_more(declared: int | str | None, inferred: int | str | None) -> bool:
     return isinstance(declared, int) and not isinstance(inferred, int)
 
 
-def _contradicts(declared: _Declared, result: onnx.GraphProto, open_sizes: frozenset[str]) -> bool:
+def _contradicts(declared: _Declared, inferred: Iterable[ValueTypes], open_sizes: frozenset[str]) -> bool:
     """Whether anything declared is another rank or size than what was inferred, or one size where any is allowed."""
-    for found, inferred in zip(declared, nested(result), strict=True):
-        known = value_types(inferred) if found else {}
+    for found, known in zip(declared, inferred, strict=True):
         for name, type_ in found.items():
             shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
             if shape is None or old is None:

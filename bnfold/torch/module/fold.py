@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from bnfold.planning.plan import Plan
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, check_inputs, split_examples
@@ -29,6 +30,8 @@ class FoldedModule:
         ops_after: How many it runs in the folded module.
         parameters: How many floating-point numbers the original and the folded model store.
         restructuring: What was changed besides numbers.
+        whole: What torch.export gave of the original, with a bias for each layer that may get one; None where it
+            refuses the whole.
     """
 
     module: nn.Module
@@ -38,6 +41,7 @@ class FoldedModule:
     ops_after: Mapping[str, int]
     parameters: tuple[int, int]
     restructuring: Restructuring
+    whole: ExportedProgram | None
 
 
 def inspect_module(
@@ -98,6 +102,7 @@ def fold_module(
         planned.ops_after,
         (stored, _stored(folded)),
         restructuring,
+        planned.whole,
     )
 
 

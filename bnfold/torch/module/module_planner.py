@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from bnfold.graph import Graph
 from bnfold.planning.plan import Plan
@@ -44,6 +45,7 @@ class Planned:
         folded: A copy of the module with the edits; None if there are none.
         ops_before: How many operators of each kind there are.
         ops_after: How many there will be.
+        whole: What torch.export gave of the first example; None where it refuses the whole.
     """
 
     plan: Plan
@@ -51,6 +53,7 @@ class Planned:
     folded: nn.Module | None
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
+    whole: ExportedProgram | None
 
 
 class ModulePlanner:
@@ -162,7 +165,8 @@ class ModulePlanner:
         removed = Counter(step.source.op_type for step in plan.steps if step.source not in later)
         folded = apply_module(module, edits, inplace=False) if edits.changes else None
         entries = one_entry_a_module(plan, graph.affines, modules, later)
-        return Planned(entries, edits, folded, dict(ops), dict(ops - removed))
+        whole = next((piece.program for piece in captured.pieces if not piece.path and not piece.inputs), None)
+        return Planned(entries, edits, folded, dict(ops), dict(ops - removed), whole)
 
     def _objections(self, edits: Edits) -> dict[Place, Stop]:
         """The places that must stay as they are for one of the examples, each with the reason."""

@@ -97,7 +97,7 @@ def check_module(
     found = Exact(Verdict.INCONCLUSIVE)
     inner, arguments = unwrap(module), split_inputs(example_inputs)
     try:
-        program = trace(shadow(inner), arguments, dynamic_shapes)
+        program = real.whole or trace(shadow(inner), arguments, dynamic_shapes)
         for seed in range(_ATTEMPTS):
             original = stand_in_module(inner, SmallNumbers(program, Numbers(seed)))
             folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only)
