@@ -1,8 +1,8 @@
 """Outputs held against the noise of the original: one draw of it, a few, and more where these leave a verdict close.
 
-One draw decides only in favour of outputs that are no further off than it is: by chance it would have to be four times
-too large to let one pass that all draws would not, and the median of a few, which decides up to twice itself, is more
-often twice too large than one draw is four times.
+One draw decides only in favour of outputs within a third of the limit. To let one pass that is beyond the limit
+it would have to be three times too large by chance, which is rarer than that the median of a few, which decides up to
+half of the limit, is twice too large.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bnfold.report.records import OutputMetrics, Verdict
 from bnfold.verification.judging.comparing import Compared
-from bnfold.verification.judging.gate import Evidence, Oracle, deserves_more_draws, judge
+from bnfold.verification.judging.gate import NOISE_LIMIT, Evidence, Oracle, deserves_more_draws, judge
 from bnfold.verification.judging.noise import DRAWS, MORE_DRAWS, Shift
 
 Shifts = dict[str, list[list[Shift]]]
@@ -55,6 +55,6 @@ def judge_by_draws(
 
 
 def _is_plain(output: OutputMetrics) -> bool:
-    """Whether one draw is enough: the output passes, and is no further off than the draw."""
+    """Whether one draw is enough: the output passes, and well."""
     ratios = (output.noise_ratio, output.float64_ratio)
-    return output.verdict is Verdict.PASS and all(ratio is None or ratio <= 1 for ratio in ratios)
+    return output.verdict is Verdict.PASS and all(ratio is None or ratio <= NOISE_LIMIT / 3 for ratio in ratios)
