@@ -7,9 +7,9 @@ killed process could not remove goes with the next run.
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from bnfold.system.locking import HeldByAnotherError, locked, take
 from bnfold.system.source_file import reason_of
 
 _PREFIX = ".bnfold-"
-_PRIVATE = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+_PRIVATE = re.compile(re.escape(_PREFIX) + "[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +109,17 @@ def private_folder(parent: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder of the destination cannot be written to.
     """
-    lock = None
+    # A name that nobody else has, known before the folder is there: an interruption right behind mkdir removes it, too.
+    folder, lock = parent / f"{_PREFIX}{secrets.token_hex(16)}", None
     try:
-        with locked(parent) as has_locks:  # until it has its own lock, a folder looks abandoned
-            if has_locks:
-                _remove_unlocked(parent)
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            lock = take(folder)
-    except OSError as error:
-        raise OutputError(f"The folder {parent} cannot be written to: {reason_of(error)}.") from error
-    try:
+        try:
+            with locked(parent) as has_locks:  # until it has its own lock, a folder looks abandoned
+                if has_locks:
+                    _remove_unlocked(parent)
+                folder.mkdir(0o700)
+                lock = take(folder)
+        except OSError as error:
+            raise OutputError(f"The folder {parent} cannot be written to: {reason_of(error)}.") from error
         yield folder
     finally:
         if lock is not None:

@@ -93,7 +93,7 @@ def test_what_was_not_written_for_the_model_stays(out: Path) -> None:
 
 def test_without_locks_nothing_that_may_be_in_use_is_removed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = write(out, 1)
-    abandoned = out / ".bnfold-abandone"
+    abandoned = out / (".bnfold-" + "ab" * 16)
     abandoned.mkdir()
     monkeypatch.setattr(locking, "fcntl", None)
     new = write(out, 2)
@@ -127,10 +127,10 @@ def test_data_files_of_a_model(out: Path) -> None:
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(out: Path) -> None:
-    abandoned = out / ".bnfold-abandone"
+    abandoned = out / (".bnfold-" + "ab" * 16)
     abandoned.mkdir()
     (abandoned / "m.onnx").write_bytes(b"half a mod")
-    precious = out / ".bnfold-settings"  # one letter less than a private folder has would do as well
+    precious = out / (".bnfold-" + "ab" * 15)  # one letter less than a private folder has would do as well
     precious.mkdir()
     (precious / "nested").mkdir()
     with stage(load(external(out.parent, 1)), out / "other.onnx") as living:

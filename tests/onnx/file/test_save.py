@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_written_to(source: Path, out: Path, monkeypatch
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     refusal(load(source), out / "m.onnx", "cannot be written to: Permission denied")
 
 
@@ -595,3 +595,18 @@ def test_a_source_that_is_cut_while_writing_leaves_nothing(source: Path, out: Pa
     with pytest.raises(ModelLoadError, match="ends at byte"):
         save(model, out / "m.onnx")
     assert snapshot(out) == before
+
+
+def test_an_interruption_right_behind_mkdir_leaves_no_folder(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def interrupted(path: Path, mode: int = 0o777) -> None:
+        make(path, mode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(load(source), out / "m.onnx")
+    assert snapshot(out) == {}
