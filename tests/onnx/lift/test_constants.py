@@ -65,8 +65,12 @@ def test_an_expression_that_others_read_stays(stays: str) -> None:
     model.graph.output.append(helper.make_tensor_value_info("other", onnx.TensorProto.DOUBLE, [4, 3, 1, 1]))
     folded = fold(model)
     assert folded.codes == []
-    before = sum(node.op_type not in ("BatchNormalization",) for node in model.graph.node)
-    assert len(folded.model.graph.node) == before
+    kept = [node.op_type for node in model.graph.node if node.op_type != "BatchNormalization"]
+    if stays in ("identity", "identities"):
+        kept = ["Conv", "Neg"]  # what it is another name of is read instead
+    elif stays.startswith("cast_like"):
+        kept = ["Constant", "Conv"]  # evaluated, with what is made of it: runtimes do not when they load a file
+    assert sorted(node.op_type for node in folded.model.graph.node) == sorted(kept)
 
 
 def test_constant_nodes() -> None:
