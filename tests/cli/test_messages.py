@@ -113,7 +113,7 @@ def test_what_a_leftover_became(run, tmp_path):
     for form, words in (("conv", "a 1x1 depthwise Conv"), ("mul-add", "Mul and Add"), ("keep", None)):
         code, out, _ = run("fold", stays, "-o", tmp_path / "o.onnx", "--leftover", form, *QUICK)
         assert code == 0
-        assert out.split("\n")[2:5][1].split() == ["BatchNorms", "1", "1"]
+        assert ["BatchNorms", "1", "1"] in [line.split() for line in out.splitlines()]
         assert ("written as" in out) is (words is not None)
         assert words is None or f"; written as {words}\n" in out
         _, out, _ = run("fold", stays, "-o", tmp_path / "o.onnx", "--leftover", form, "--json", *QUICK)
