@@ -194,7 +194,7 @@ def main() -> None:
     """Writes the table."""
     kinds = {
         "small": list(small_subjects()),
-        "random": list(random_subjects(range(16))),
+        "random": list(random_subjects(range(8))),
         "real": list(real_subjects()),
     }
     columns = [
