@@ -23,7 +23,7 @@ from bnfold.onnx.lift.shape_proofs import contradicts_readers, note_proofs, read
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
-from bnfold.onnx.proto.unfolding import data_stays_small
+from bnfold.onnx.proto.unfolding import data_stays_small, may_make_long_vectors, vectors_stay_small
 
 _SHAPE_INPUTS = {
     "Reshape": (1,),
@@ -108,12 +108,18 @@ def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset
 
 def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     """What onnx infers; the skeleton itself where its code gives up altogether."""
-    for data_prop in (True, False) if data_stays_small(skeleton) else (False,):
-        try:
-            return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
-        except _INFERENCE_ERRORS:
-            continue
-    return skeleton
+    follows = data_stays_small(skeleton)
+    if follows and may_make_long_vectors(skeleton.graph):
+        follows = vectors_stay_small(_attempted(skeleton, data_prop=False).graph)
+    followed = _attempted(skeleton, data_prop=True) if follows else skeleton
+    return _attempted(skeleton, data_prop=False) if followed is skeleton else followed
+
+
+def _attempted(skeleton: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
+    except _INFERENCE_ERRORS:
+        return skeleton
 
 
 def _name_open_sizes(graph: onnx.GraphProto) -> frozenset[str]:

@@ -16,6 +16,9 @@ _MOST_NODES = 1_000_000
 _MOST_ELEMENTS = 1 << 22
 _LONG_ENOUGH = 1 << 40  # to tell that it is too long
 _DEEPEST = 100  # as far as onnx follows calls
+_MOST_UNKNOWN = 1 << 20  # more than a hundred bytes each
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Reshape", "Flatten", "Pad", "Resize", "OneHot"})
+_FOLLOWED = frozenset({"Add", "Cast", "Concat", "Gather", "Mul", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze"})
 _RANK = 64  # of what Shape gives
 
 _Name = tuple[str, str]
@@ -57,6 +60,31 @@ def data_stays_small(model: onnx.ModelProto) -> bool:
         growths[name] = _longest(functions[name], growths, {}, lengths)
     _longest(model.graph, growths, {}, lengths)
     return sum(lengths) <= _MOST_ELEMENTS + 64 * len(lengths)
+
+
+def may_make_long_vectors(graph: onnx.GraphProto) -> bool:
+    """Whether a graph has an operator that can give vectors that are longer than what is in the file."""
+    return any(node.op_type in _GROWING for scope in nested(graph) for node in scope.node)
+
+
+def vectors_stay_small(inferred: onnx.GraphProto) -> bool:
+    """Whether shape inference can follow elements: it writes those that it does not know out, each as a size.
+
+    Args:
+        inferred: A graph with the shapes that are inferred without following elements.
+    """
+    lengths: dict[str, int] = {}
+    total = 0
+    for scope in nested(inferred):
+        for value in (*scope.input, *scope.value_info, *scope.output):
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and len(dims) < 2:
+                lengths[value.name] = max((dim.dim_value for dim in dims), default=1)
+        lengths |= {tensor.name: _elements(tensor) for tensor in scope.initializer if len(tensor.dims) < 2}
+        for node in scope.node:
+            if node.op_type in _FOLLOWED and all(name in lengths for name in node.input):
+                total += sum(lengths.get(name, 0) for name in (*node.input, *node.output))
+    return total <= _MOST_UNKNOWN
 
 
 def _functions(model: onnx.ModelProto) -> dict[_Name, onnx.FunctionProto]:

@@ -16,7 +16,12 @@ from bnfold.onnx.lift import constants as constants_module
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.proto.unfolding import data_stays_small, require_expandable
+from bnfold.onnx.proto.unfolding import (
+    data_stays_small,
+    may_make_long_vectors,
+    require_expandable,
+    vectors_stay_small,
+)
 
 
 def model(nodes, initializers=(), functions=(), output="y"):
@@ -189,6 +194,24 @@ def test_shapes_that_double_are_not_followed_by_shape_inference():
     nodes = [oh.make_node("Concat", [f"s{step}"] * 2, [f"s{step + 1}"], axis=0) for step in range(40)]
     assert not data_stays_small(model(nodes, [sizes(1, name="s0")]))
     inspect_onnx(from_proto(model(nodes, [sizes(1, name="s0")])))
+
+
+def test_vectors_that_are_longer_than_the_file_are_not_followed_element_by_element():
+    def concatenated(length, times):
+        nodes = [
+            oh.make_node("ConstantOfShape", ["s"], ["q"]),
+            oh.make_node("Concat", ["q"] * times, ["c"], axis=0),
+            oh.make_node("ReduceSum", ["c"], ["r"]),
+        ]
+        return model(nodes, [sizes(length, name="s")])
+
+    for length, times, small in ((1 << 20, 100, False), (1 << 30, 1, False), (1000, 10, True)):
+        proto = concatenated(length, times)
+        assert may_make_long_vectors(proto.graph)
+        assert vectors_stay_small(onnx.shape_inference.infer_shapes(proto).graph) is small
+        started = time.process_time()
+        inspect_onnx(from_proto(proto))
+        assert time.process_time() - started < 2
 
 
 def test_shapes_that_double_in_functions_are_not_followed_either():
