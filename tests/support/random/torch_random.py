@@ -76,6 +76,8 @@ class RandomNet(nn.Module):
             self._linear: 1,
             self._affine: 1,
             self._gate: 1,
+            self._shape_reader: 1,
+            self._type_change: 1,
         }
         draw = self._random.choices(list(kinds), list(kinds.values()))[0]
         draw()
@@ -265,6 +267,36 @@ class RandomNet(nn.Module):
         self._record(
             lambda values: [values[at] * values[other].mean((2, 3), keepdim=True).sigmoid()], self._channels[at]
         )
+
+    def _shape_reader(self) -> None:
+        """What reads of another value its sizes or its element type alone."""
+        at = self._value()
+        channels = self._channels[at]
+        other = self._value(channels)
+        operators: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+            lambda value, like: value + torch.zeros_like(like),
+            lambda value, like: value * torch.full_like(like, 0.5),
+            lambda value, like: value * torch.ones(like.shape[1], 1, 1, dtype=like.dtype),
+            lambda value, like: value / like.shape[1],
+            lambda value, like: value.flatten(1).reshape(like.shape),
+            lambda value, like: value.expand_as(like),
+            lambda value, like: value.to(like.dtype) - like.new_zeros(like.shape),
+        )
+        operator = self._random.choice(operators)
+        self._record(lambda values: [operator(values[at], values[other])], channels)
+
+    def _type_change(self) -> None:
+        """Other element types on the way, of which nothing is rounded."""
+        at = self._value()
+        operators: tuple[Callable[[Tensor], Tensor], ...] = (
+            lambda value: value * (value > 0).to(value.dtype),
+            lambda value: value + (value.abs() > 1e9).float(),
+            lambda value: value.to(torch.complex128).real,
+            lambda value: torch.where(value > 0, value, 0.25 * value),
+            lambda value: value.mean((2, 3), keepdim=True, dtype=torch.float64) + value,
+        )
+        operator = self._random.choice(operators)
+        self._record(lambda values: [operator(values[at])], self._channels[at])
 
 
 class ChannelAffine(nn.Module):
