@@ -122,7 +122,7 @@ class FoldResult(Generic[ModelT_co]):
             ("", "before", "after"),
             ("BatchNorms", str(self.plan.batch_norms), str(self.plan.batch_norms_left)),
             ("nodes", *map(str, nodes)),
-            ("parameters", *map(str, self.parameters)),
+            ("parameters", *(f"{count:,}" for count in self.parameters)),
         ]
         verdict: list[Block] = [] if self.report is None else [*self.report.verdict_lines(), ""]
         return [*verdict, before_after, "", *self.plan.blocks()]

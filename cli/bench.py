@@ -8,11 +8,12 @@ from bnfold.errors import UsageError
 
 from .shared import options
 from .shared.compare import Verification
+from .shared.costs import timing_of
 from .shared.effects import note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import names_of, naming_lines, pair_of
-from .shared.terminal import say, say_json, tell
+from .shared.terminal import say, say_json
 
 
 def bench(
@@ -67,26 +68,11 @@ def bench(
 
     About speed alone: whether the outputs match is for `bnfold verify` to say.
     """
-    import bnfold
-
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
     with stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
         names = names_of(pair, mapping or ())
-        timing = bnfold.benchmark(
-            pair.original,
-            pair.folded,
-            inputs=given.loaded_inputs() if pair.call is None else pair.call,
-            device=device,
-            batch=_batch_sizes(batch),
-            threads=threads,
-            seconds=seconds,
-            seed=seed,
-            shapes=(given.parsed_shapes() or None) if pair.call is None else None,
-            names=names,
-            value_ranges=(given.parsed_ranges() or None) if pair.call is None else None,
-            progress=tell,
-        )
+        timing = timing_of(pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds)
     if timing.setting.used != "cpu":
         note_unused(context, {"--threads": "it is about the CPU, and both ran on the GPU"})
     if as_json:

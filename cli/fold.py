@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from bnfold.text.tables import Block, Table, size
 from .many import Batch, fold_batch, require_one
 from .shared import options
 from .shared.compare import Verification
+from .shared.costs import timing_of_fold, with_costs
 from .shared.effects import INPUTS, NO_TF32, NOTHING_RUNS, Unused, note_unused
 from .shared.jobs import FoldOptions, fold_model
 from .shared.models import CodeOptions, ModelKind, kind_of
@@ -25,6 +26,7 @@ from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json, tell
 
 if TYPE_CHECKING:
+    from bnfold.latency import Timing
     from bnfold.report import Report
 
 FAILED_EXIT_CODE = 1
@@ -105,6 +107,10 @@ def fold(
     jobs: options.Jobs = 1,
     recursive: options.Recursive = False,
     resume: options.Resume = False,
+    bench: Annotated[
+        bool,
+        typer.Option("--bench", help="Also measure how long the original and the result take, in turns, for 6 s."),
+    ] = False,
     page: options.Page = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -148,12 +154,14 @@ def fold(
             job = fold_model(model, chosen, code, verification, stack)
             done = carry_out(job, output, terms, started, progress)
     report, written = done.report, done.written
+    timing = timing_of_fold(model, cast(Path, output), code, verification) if bench and written else None
     if not quiet:
         verifies = not (dry_run or no_verify)
-        note_unused(context, _unused(model, output, report, verifies=verifies, data=inputs is not None))
+        unused = {} if written else {"--bench": "nothing was written"}
+        note_unused(context, {**unused, **_unused(model, output, report, verifies=verifies, data=inputs is not None)})
     try:
         if not quiet or as_json or page is not None:
-            _tell(model, output, job, done, page, as_json=as_json, verbose=verbose, quiet=quiet)
+            _tell(model, output, job, done, timing, page, as_json=as_json, verbose=verbose, quiet=quiet)
         if quiet and not as_json and not done.good:
             tell(f"error: nothing was written; {report.summary_line()}")
     except OutputError as error:
@@ -187,6 +195,7 @@ def _tell(
     output: Path | None,
     job: Job,
     done: Done,
+    timing: "Timing | None",
     page: Path | None,
     *,
     as_json: bool,
@@ -195,7 +204,7 @@ def _tell(
 ) -> None:
     from .shared import show
 
-    report, target = done.report, done.report.output
+    report, target = with_costs(done.report, timing), done.report.output
     for note in () if done.written is None else done.written.notes:
         tell(f"note: {note}")
     write_page(report, page)
@@ -204,6 +213,7 @@ def _tell(
     if as_json or quiet:
         return
     blocks: list[Block] = [*report.verdict_lines(), "", _before_and_after(job, report), ""]
+    blocks += [] if timing is None else [timing.headline(), ""]
     blocks += show.plan_blocks(model, job.plan, verbose=verbose)
     if verbose:
         blocks += ["", *show.count_blocks(job.ops_before, job.ops_after)]
@@ -220,6 +230,8 @@ def _tell(
 
 
 def _before_and_after(job: Job, report: "Report") -> Table:
+    from bnfold.report.wording import cost_rows, latency_rows
+
     plan = job.plan
     rows = [
         ("", "before", "after"),
@@ -227,9 +239,11 @@ def _before_and_after(job: Job, report: "Report") -> Table:
         ("nodes", str(sum(job.ops_before.values())), str(sum(job.ops_after.values()))),
         ("parameters", *(f"{count:,}" for count in job.parameters)),
     ]
-    if plan.merges:
+    if report.costs_before is not None and report.costs_after is not None:
+        rows += cost_rows(report.costs_before, report.costs_after)
+    elif plan.merges:
         adds = (sum(merge.multiply_adds_before for merge in plan.merges), sum(m.multiply_adds for m in plan.merges))
         rows.append(("multiply-adds of merged layers, per position", *(f"{count:,}" for count in adds)))
     if report.input is not None and report.output is not None:
         rows.append(("size", size(report.input.bytes), size(report.output.bytes)))
-    return rows
+    return [*rows, *latency_rows(report.bench)]

@@ -10,7 +10,7 @@ from bnfold.latency.figures import Latency, Ratio
 from bnfold.latency.pair import Setting
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import InputInfo
-from bnfold.text.tables import Block, as_html, as_text, plural
+from bnfold.text.tables import Block, as_html, as_text, duration, plural
 from bnfold.version import __version__
 
 SCHEMA = "bnfold.bench/1"
@@ -95,13 +95,17 @@ class Timing:
             "only speed was compared: whether the outputs match is for `bnfold verify` to say",
         ]
 
-    def __repr__(self) -> str:
+    def headline(self) -> str:
+        """One line: how many times as fast the folded model is, with the interval, and where."""
         ratios = ", ".join(
             f"{'' if each.batch is None else f'batch {each.batch} '}{each.ratio.median:.3f}"
             f" ({each.ratio.low:.3f}-{each.ratio.high:.3f})"
             for each in self.comparisons
         )
-        return f"<Timing: original/folded {ratios} on {_DEVICE_NAMES.get(self.setting.used, self.setting.used)}>"
+        return f"original/folded {ratios} on {_DEVICE_NAMES.get(self.setting.used, self.setting.used)}"
+
+    def __repr__(self) -> str:
+        return f"<Timing: {self.headline()}>"
 
     def _repr_html_(self) -> str:
         return as_html(self.blocks())
@@ -149,17 +153,7 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
 
 
 def _latency(latency: Latency) -> tuple[str, str]:
-    return _duration(latency.median_s), _duration(latency.iqr_s)
-
-
-def _duration(seconds: float) -> str:
-    """Three significant digits, in the unit that fits."""
-    value, unit = seconds * 1e6, "µs"
-    for unit in ("µs", "ms", "s"):
-        if value < 1000 or unit == "s":
-            break
-        value /= 1000
-    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+    return duration(latency.median_s), duration(latency.iqr_s)
 
 
 def _counts(comparisons: tuple[Comparison, ...]) -> str:

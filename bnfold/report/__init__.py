@@ -5,6 +5,7 @@ It runs nothing and judges nothing.
 
 from bnfold.report.completing import complete, file_info, plan_entries
 from bnfold.report.records import (
+    Costs,
     DeviceInfo,
     Exact,
     FileInfo,
@@ -20,6 +21,7 @@ from bnfold.report.report import SCHEMA, Report
 
 __all__ = [
     "SCHEMA",
+    "Costs",
     "DeviceInfo",
     "Exact",
     "FileInfo",

@@ -37,6 +37,19 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What one run of a model takes, with 1 for the batch where that is open.
+
+    Attributes:
+        multiply_adds: Of convolutions, matrix products, BatchNorms and multiplications.
+        peak_activation_bytes: The most that is alive at a time of what the nodes compute, one after another.
+    """
+
+    multiply_adds: int
+    peak_activation_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceInfo:
     """Where a verification really ran.
 

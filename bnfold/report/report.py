@@ -11,6 +11,7 @@ from importlib import metadata
 from bnfold.planning.plan import Apart, Merge
 from bnfold.report.finite import JsonValue, to_json_value
 from bnfold.report.records import (
+    Costs,
     DeviceInfo,
     Exact,
     FileInfo,
@@ -57,6 +58,9 @@ class Report:
         output: The file that was written.
         operators_before: How many nodes of each operator the model had; empty unless it was folded.
         operators_after: How many it has.
+        costs_before: What a run of the model took; None where that is not known.
+        costs_after: What a run of it takes.
+        bench: How long both take, as a document of schema "bnfold.bench/1"; None unless somebody asked.
         options: What the fold of one of many files was asked for, by option; empty elsewhere.
     """
 
@@ -79,6 +83,9 @@ class Report:
     output: FileInfo | None = None
     operators_before: Mapping[str, int] = field(default_factory=dict)
     operators_after: Mapping[str, int] = field(default_factory=dict)
+    costs_before: Costs | None = None
+    costs_after: Costs | None = None
+    bench: Mapping[str, JsonValue] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -97,6 +104,9 @@ class Report:
             "output": to_json_value(self.output),
             "operators_before": to_json_value(self.operators_before),
             "operators_after": to_json_value(self.operators_after),
+            "costs_before": to_json_value(self.costs_before),
+            "costs_after": to_json_value(self.costs_after),
+            "bench": to_json_value(self.bench),
             "options": to_json_value(self.options),
             "device": to_json_value(self.device),
             "folds": to_json_value(self.folds),

@@ -1,9 +1,9 @@
-"""The outputs and the sites of a verification as tables."""
+"""The outputs and the sites of a verification as tables, and what a fold saves as rows of one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bnfold.report.records import OutputMetrics, Site
-from bnfold.text.tables import Block, Table
+from bnfold.report.records import Costs, OutputMetrics, Site
+from bnfold.text.tables import Block, Table, duration, size
 
 SHOWN_SITES = 5
 
@@ -24,6 +24,23 @@ def site_blocks(sites: Sequence[Site], note: str, limit: int | None = SHOWN_SITE
     if note:
         blocks.append(f"note: {note}")
     return blocks
+
+
+def cost_rows(before: Costs, after: Costs) -> list[tuple[str, str, str]]:
+    """What a run takes, before and after."""
+    return [
+        ("multiply-adds", f"{before.multiply_adds:,}", f"{after.multiply_adds:,}"),
+        ("peak activations", size(before.peak_activation_bytes), size(after.peak_activation_bytes)),
+    ]
+
+
+def latency_rows(bench: Mapping[str, object] | None) -> list[tuple[str, str, str]]:
+    """How long a run takes, before and after, for each batch size of a document of schema "bnfold.bench/1"."""
+    rows = []
+    for each in bench["comparisons"] if bench else ():  # type: ignore[attr-defined]
+        name = "latency" if each["batch"] is None else f"latency, batch {each['batch']}"
+        rows.append((name, duration(each["original"]["median_s"]), duration(each["folded"]["median_s"])))
+    return rows
 
 
 def _output_row(output: OutputMetrics) -> tuple[str, ...]:

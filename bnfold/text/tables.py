@@ -43,6 +43,16 @@ def size(nbytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def duration(seconds: float) -> str:
+    """A duration for people: three significant digits, in the unit that fits."""
+    value, unit = seconds * 1e6, "µs"
+    for unit in ("µs", "ms", "s"):
+        if value < 1000 or unit == "s":
+            break
+        value /= 1000
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+
+
 def plural(number: int, noun: str) -> str:
     """Such as "1 node" and "2 nodes"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

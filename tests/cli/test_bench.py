@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from bnfold.errors import UsageError
 from bnfold.latency import benchmarking
-from bnfold.latency import result as latency_result
 from bnfold.latency.timing import Round
+from bnfold.text.tables import duration
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "digits_resnet.onnx"
 
@@ -145,7 +145,7 @@ def test_batch_sizes_that_are_none():
     [(2.5e-5, "25.0 µs"), (1.39e-4, "139 µs"), (0.0161, "16.1 ms"), (0.9994, "999 ms"), (12.345, "12.3 s")],
 )
 def test_durations(seconds, text):
-    assert latency_result._duration(seconds) == text
+    assert duration(seconds) == text
 
 
 CODE = """

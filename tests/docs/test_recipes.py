@@ -80,6 +80,10 @@ def words(svg):
     """What a picture says, without what differs from run to run: figures with a point, and how they are aligned."""
     lines = re.findall(r"<text [^>]*?y=\"([\d.]+)\"[^>]*>(.*?)</text>", svg)
     text = " ".join(part for _, part in lines if part != "bnfold").replace("&#160;", " ")
+    return words_of(text)
+
+
+def words_of(text):
     return re.sub(r"\d+\.\d+(e-\d+)?", "…", text).split()
 
 
@@ -93,6 +97,8 @@ def test_the_picture_says_what_the_command_says(tmp_path, monkeypatch):
     assert "http" not in module.PICTURE.read_text("utf-8").replace("http://www.w3.org/2000/svg", "").replace(
         "https://www.textualize.io", ""
     )
+    shown = re.findall(r"^    (pass: .*\n(?:      .*\n)+)", (ROOT / "docs/verdict.md").read_text("utf-8"), re.MULTILINE)
+    assert " ".join(words_of(shown[0])) in " ".join(words(module.PICTURE.read_text("utf-8")))
     readme = (ROOT / "README.md").read_text("utf-8")
     assert module.COMMAND in readme
     assert "docs/terminal.svg" in readme

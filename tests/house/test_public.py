@@ -75,7 +75,7 @@ def test_the_summary_of_a_fold(result):
         "            before  after",
         "BatchNorms  14      0",
         "nodes       85      30",
-        "parameters  73567   71258",
+        "parameters  73,567  71,258",
     ]
 
 

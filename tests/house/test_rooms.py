@@ -100,7 +100,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"", "cli/shared", "files", "planning", "report", "latency", "verification/runtime"},
     "cli/shared": {
         *("", "files", "graph", "planning", "report", "result", "verification", "verification/exact"),
-        *("report/page", "onnx/file", "onnx/proto", "torch/file", "torch/capture"),
+        *("latency", "report/page", "onnx", "onnx/file", "onnx/proto", "torch/file", "torch/capture"),
     },
 }
 

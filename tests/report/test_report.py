@@ -74,7 +74,7 @@ def test_json_has_every_key_of_the_schema():
     assert document["schema"] == "bnfold.report/1"
     assert set(document) == {
         *("schema", "verdict", "reason", "tool", "input", "output", "device", "folds", "merges", "apart", "left"),
-        *("assumptions", "operators_before", "operators_after", "options"),
+        *("assumptions", "operators_before", "operators_after", "options", "costs_before", "costs_after", "bench"),
         *("sites", "sites_note", "exact", "as_deployed", "outputs", "config", "timings"),
     }
     assert (document["merges"], document["sites"]) == ([], [])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from bnfold.planning.plan import Apart, Merge, MergeKind
 from bnfold.reasons import StopCode
 from bnfold.report import (
+    Costs,
     DeviceInfo,
     Exact,
     FileInfo,
@@ -56,6 +57,9 @@ FOLDED = Report(
     output=FileInfo("folded.onnx", "cd" * 32, "onnx", 101_000_000),
     operators_before={"Conv": 53, "BatchNormalization": 53},
     operators_after={"Conv": 53},
+    costs_before=Costs(4_100_298_240, 9_633_792),
+    costs_after=Costs(4_089_184_256, 9_633_792),
+    bench={"comparisons": [{"batch": None, "original": {"median_s": 0.0315}, "folded": {"median_s": 0.0302}}]},
 )
 MERGED = replace(
     FOLDED,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from bnfold.planning.plan import Merge, MergeKind
 from bnfold.report.records import PlanEntry, Verdict
 from bnfold.report.report import Report
+from bnfold.report.wording import cost_rows, latency_rows
 from bnfold.text.tables import size
 
 _SIDES = {"output": "on its output", "input": "on its input", "both": "scale back, shift forward"}
@@ -63,13 +64,15 @@ def changes(report: Report) -> list[tuple[str, str, str]]:
     ]
     operators = sorted(name for name in {*old, *new} if old.get(name, 0) != new.get(name, 0))
     rows += [(f"{name} nodes", str(old.get(name, 0)), str(new.get(name, 0))) for name in operators]
-    if report.merges:
+    if report.costs_before is not None and report.costs_after is not None:
+        rows += cost_rows(report.costs_before, report.costs_after)
+    elif report.merges:
         before = sum(merge.multiply_adds_before for merge in report.merges)
         after = sum(merge.multiply_adds for merge in report.merges)
         rows.append(("multiply-adds a position, merged layers", str(before), str(after)))
     if report.input is not None and report.output is not None:
         rows.append(("size", size(report.input.bytes), size(report.output.bytes)))
-    return rows
+    return [*rows, *latency_rows(report.bench)]
 
 
 def reasons(report: Report) -> list[tuple[str, int]]:
