@@ -77,14 +77,16 @@ def picture():
 
 
 def words(svg):
-    """What a picture says, without what differs from run to run: figures with a point, and how they are aligned."""
+    """What a picture says; see `words_of`."""
     lines = re.findall(r"<text [^>]*?y=\"([\d.]+)\"[^>]*>(.*?)</text>", svg)
     text = " ".join(part for _, part in lines if part != "bnfold").replace("&#160;", " ")
     return words_of(text)
 
 
 def words_of(text):
-    return re.sub(r"\d+\.\d+(e-\d+)?", "…", text).split()
+    """The words of a text without figures of one run, and how many regions and sites a gate finds."""
+    counted = re.sub(r"\d+(?: of \d+)? (changed regions|sites)", r"… \1", text)
+    return re.sub(r"\d+\.\d+(e-\d+)?", "…", counted).split()
 
 
 def test_the_picture_says_what_the_command_says(tmp_path, monkeypatch):
@@ -106,7 +108,8 @@ def test_the_picture_says_what_the_command_says(tmp_path, monkeypatch):
 
 def test_a_picture_of_something_else_is_found():
     module = picture()
-    assert words(module.picture("pass: 14 of 14")) != words(module.picture("pass: 13 of 14"))
+    assert words(module.picture("BatchNorms 14 0")) != words(module.picture("BatchNorms 14 1"))
+    assert words(module.picture("12 sites, worst")) != words(module.picture("12 layers, worst"))
     assert words(module.picture("worst 2.08 bounds")) == words(module.picture("worst 2.10 bounds"))
 
 
