@@ -2,11 +2,13 @@
 
 One draw decides only in favour of outputs within a third of the limit. To let one pass that is beyond the limit
 it would have to be three times too large by chance, which is rarer than that the median of a few, which decides up to
-half of the limit, is twice too large.
+half of the limit, is twice too large. Of fewer than four numbers, all samples together, chance makes much, and one draw
+decides nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from bnfold.report.records import OutputMetrics, Verdict
@@ -16,6 +18,8 @@ from bnfold.verification.judging.noise import DRAWS, MORE_DRAWS, Shift
 
 Shifts = dict[str, list[list[Shift]]]
 """For each output, for each draw, how it moved on each sample."""
+
+_ENOUGH_NUMBERS = 4
 
 
 def judge_by_draws(
@@ -55,6 +59,8 @@ def judge_by_draws(
 
 
 def _is_plain(output: OutputMetrics) -> bool:
-    """Whether one draw is enough: the output passes, and well."""
+    """Whether one draw is enough: the output passes, and well, by more than a few numbers."""
+    if math.prod(output.shape) * output.samples < _ENOUGH_NUMBERS:
+        return False
     ratios = (output.noise_ratio, output.float64_ratio)
     return output.verdict is Verdict.PASS and all(ratio is None or ratio <= NOISE_LIMIT / 3 for ratio in ratios)

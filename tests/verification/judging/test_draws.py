@@ -12,9 +12,9 @@ from bnfold.verification.judging.noise import Shift
 NOISE = 1e-4
 
 
-def judged(ratio: float, noises: list[float]) -> tuple[Verdict, int]:
+def judged(ratio: float, noises: list[float], numbers: int = 4) -> tuple[Verdict, int]:
     """An output that is `ratio` times as far off as the usual noise, under draws of these sizes, then of the usual."""
-    original = np.ones(4, np.float32)
+    original = np.ones(numbers, np.float32)
     folded = original + np.float32(ratio * NOISE / 2)
     compared = {"y": Compared((compare(original, folded),), ())}
 
@@ -42,3 +42,7 @@ def judged(ratio: float, noises: list[float]) -> tuple[Verdict, int]:
 )
 def test_draws_are_made_until_a_verdict_is_plain(ratio: float, noises: list, verdict: Verdict, draws: int) -> None:
     assert judged(ratio, noises) == (verdict, draws)
+
+
+def test_of_a_few_numbers_one_draw_decides_nothing() -> None:
+    assert judged(0.5, [], numbers=3) == (Verdict.PASS, 4)
