@@ -67,6 +67,24 @@ def test_branches(decomposed: bool) -> None:
     check_outputs(program, folded.program.run_decompositions(), inputs)
 
 
+class Linear(RepVGG):
+    """Without an activation, and a 1×1 convolution to fewer channels behind it: that becomes one with the branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(4, 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.last(self.norms[0](self.wide(x)) + self.norms[1](self.point(x)) + self.norms[2](x))
+
+
+def test_branches_and_what_is_behind_them() -> None:
+    """The sum is gone by the time that the maps in a row become one of another shape."""
+    folded = fold(export(Linear(), random_inputs((2, 4, 6, 6))), random_inputs((2, 4, 6, 6)))
+    assert (folded.count("Conv"), folded.count("add"), len(folded.plan.merges)) == (1, 0, 2)
+
+
 FORMS = {
     "yolo": {"Conv": 5},
     "qarepvgg": {"Conv": 4},
