@@ -85,7 +85,7 @@ class Report:
     operators_after: Mapping[str, int] = field(default_factory=dict)
     costs_before: Costs | None = None
     costs_after: Costs | None = None
-    bench: Mapping[str, JsonValue] | None = None
+    bench: Mapping[str, object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property

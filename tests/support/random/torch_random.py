@@ -291,7 +291,6 @@ class RandomNet(nn.Module):
         operators: tuple[Callable[[Tensor], Tensor], ...] = (
             lambda value: value * (value > 0).to(value.dtype),
             lambda value: value + (value.abs() > 1e9).float(),
-            lambda value: value.to(torch.complex128).real,
             lambda value: torch.where(value > 0, value, 0.25 * value),
             lambda value: value.mean((2, 3), keepdim=True, dtype=torch.float64) + value,
         )

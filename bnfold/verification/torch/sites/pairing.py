@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bnfold.torch.fx.nodes import all_reads, fake_tensor
+from bnfold.torch.fx.nodes import all_reads, fake_tensor, metadata_reads
 from bnfold.verification.torch.run.traced import Traced
 from bnfold.verification.torch.sites.sameness import Constants, same_arguments
 
@@ -70,7 +70,7 @@ def by_name(original: Traced, folded: Traced) -> Guess:
     """What folded programs promise: a node keeps its name only if its value is still the original's of that name.
 
     Some other tools let a convolution keep its name when the batch norm behind it goes away; there, the nodes that read
-    it and did not change tell what it stands for.
+    it and did not change tell what it stands for, unless they read its shape alone.
     """
     known = {node.name: node for node in original.nodes}
     claims: defaultdict[fx.Node, set[fx.Node]] = defaultdict(set)
@@ -86,8 +86,9 @@ def by_name(original: Traced, folded: Traced) -> Guess:
         pairs = [*zip(reads, theirs, strict=True)]
         fixed = [(mine, yours) for mine, yours in pairs if mine not in folded.varies]
         if all(constants.equal(mine, yours) for mine, yours in fixed):
+            measured = {*metadata_reads(node)}  # whose shape is read may have any elements
             for mine, yours in pairs:
-                if mine in computed and mine in folded.varies and yours in known.values():
+                if mine in computed and mine in folded.varies and mine not in measured and yours in known.values():
                     claims[mine].add(yours)
 
     def guess(node: fx.Node) -> fx.Node | None:
