@@ -1,5 +1,7 @@
 """The exact gate: what it proves, what it catches, what it says where it cannot prove anything."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -164,6 +166,11 @@ class TestGate:
     def test_an_average_whose_sums_float32_does_not_hold(self, opset: int, average: str, size: str) -> None:
         found = check(averaged(average, size, opset))
         assert found.verdict is Verdict.PASS, found.reason
+
+    def test_layers_behind_an_average(self) -> None:
+        """The sample has an average with a linear layer behind it, whose sums float32 does not hold."""
+        found = check(onnx.load(Path(__file__).parents[3] / "samples/digits_resnet.onnx"))
+        assert (found.verdict, found.equal) == (Verdict.PASS, found.regions), found.reason
 
     @pytest.mark.parametrize("size", ["75", "150"])
     def test_what_is_not_exact_is_not_wrong(self, size: str) -> None:

@@ -1,4 +1,7 @@
-"""Sums over images in float64: float32 does not add up a whole number for each element of a large one exactly."""
+"""Sums over images, and what is computed of them channel by channel, in float64.
+
+float32 does not add up a whole number for each element of a large image exactly, nor what a layer makes of the sums.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from bnfold.onnx.lift.types import Shape, value_types
 from bnfold.onnx.proto.names import FreshNames, ints_attribute, is_standard, opset_version, string_attribute
 
 _SUMS = ("GlobalAveragePool", "ReduceMean", "ReduceSum")
+_BEHIND = ("BatchNormalization", "Gemm", "MatMul")
 _MEAN_READS_ITS_AXES_SINCE = 18
 
 
 def widen_sums(model: onnx.ModelProto) -> None:
-    """Lets a region add up images in float64, in place.
+    """Lets a region add up images, and compute what most often follows, in float64, in place.
 
     Args:
         model: The region, in float32, with the shapes of what it reads.
@@ -26,19 +30,27 @@ def widen_sums(model: onnx.ModelProto) -> None:
     if not any(is_standard(node, "AveragePool", *_SUMS) for node in nodes):
         return
     types = value_types(onnx.shape_inference.infer_shapes(model).graph)
+    for tensor in graph.initializer:
+        types[tensor.name] = (tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
     names = FreshNames(model)
     widened: list[onnx.NodeProto] = []
+    wide_names: dict[str, str] = {}
     for node in nodes:
-        shape, dtype = types.get(node.input[0] if node.input else "", (None, ""))
-        wide = _wide(node, shape, graph, names, model.opset_import) if dtype == "float32" else None
+        reads = [name for name in node.input if name][: None if is_standard(node, *_BEHIND) else 1]
+        known = [types.get(name, (None, "")) for name in reads]
+        is_float = bool(known) and all(dtype == "float32" for _, dtype in known) and len(node.output) == 1
+        wide = _wide(node, known[0][0], graph, names, model.opset_import) if is_float else None
         if wide is None:
             widened.append(node)
             continue
-        before, after = names.fresh("wide"), names.fresh("sum")
-        widened.append(helper.make_node("Cast", [node.input[0]], [before], to=onnx.TensorProto.DOUBLE))
-        widened.append(helper.make_node("Cast", [after], [node.output[0]], to=onnx.TensorProto.FLOAT))
-        wide.input[0], wide.output[0] = before, after
-        widened.insert(-1, wide)
+        for name in reads:
+            if name not in wide_names:
+                wide_names[name] = names.fresh("wide")
+                widened.append(helper.make_node("Cast", [name], [wide_names[name]], to=onnx.TensorProto.DOUBLE))
+        wide.input[: len(reads)] = [wide_names[name] for name in reads]
+        (result,) = node.output
+        wide.output[0] = wide_names[result] = names.fresh("sum")
+        widened += [wide, helper.make_node("Cast", [wide.output[0]], [result], to=onnx.TensorProto.FLOAT)]
     del graph.node[:]
     graph.node.extend(widened)
 
@@ -51,7 +63,7 @@ def _wide(
     opsets: Sequence[onnx.OperatorSetIdProto],
 ) -> onnx.NodeProto | None:
     """The sum as an operation that onnxruntime has in float64; None if it is none, or adds up windows."""
-    if is_standard(node, "ReduceMean", "ReduceSum"):
+    if is_standard(node, "ReduceMean", "ReduceSum", *_BEHIND):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         return copy
