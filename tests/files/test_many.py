@@ -156,7 +156,6 @@ def test_a_process_that_dies_is_replaced_and_its_file_tried_once_more(folder, ti
         while not over.wait(0.01):
             for number in set(children()) - known - set(killed):
                 if len(killed) < times:
-                    time.sleep(0.3)
                     os.kill(number, signal.SIGKILL)
                     killed.append(number)
 
