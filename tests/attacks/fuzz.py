@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import conftest  # noqa: F401 - puts the helpers of the tests on the path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import mutations
+import changed_bytes
 
 import bnfold
 from bnfold.errors import BnfoldError
@@ -138,10 +138,10 @@ def run_safetensors(path: Path) -> None:
 
 
 KINDS = {
-    "onnx": Kind(".onnx", onnx_seeds, mutations.model_of, run_onnx),
-    "npz": Kind(".npz", npz_seeds, mutations.archive_of, run_npz),
-    "pt2": Kind(".pt2", pt2_seeds, mutations.archive_of, run_pt2),
-    "safetensors": Kind(".safetensors", safetensors_seeds, mutations.safetensors_of, run_safetensors),
+    "onnx": Kind(".onnx", onnx_seeds, changed_bytes.model_of, run_onnx),
+    "npz": Kind(".npz", npz_seeds, changed_bytes.archive_of, run_npz),
+    "pt2": Kind(".pt2", pt2_seeds, changed_bytes.archive_of, run_pt2),
+    "safetensors": Kind(".safetensors", safetensors_seeds, changed_bytes.safetensors_of, run_safetensors),
 }
 
 
@@ -269,7 +269,7 @@ def guided(kind: str, seconds: float, seed: int) -> None:
             try:
                 changed = KINDS[kind].mutate(data, random.Random(step))
             except Exception:  # noqa: BLE001 - what is no model any more has only bytes to change
-                changed = mutations.bytes_of(data, random.Random(step))
+                changed = changed_bytes.bytes_of(data, random.Random(step))
             return changed[:limit]
 
         words = [sys.argv[0], f"-max_total_time={seconds:.0f}", f"-seed={seed}", "-timeout=60", "-max_len=100000"]
