@@ -71,7 +71,6 @@ class _Work:
     def __init__(self, program: ExportedProgram) -> None:
         self._editor = ProgramEditor(program)
         self._by_name: dict[fx.Graph, dict[str, fx.Node]] = {}
-        self._joined: set[Node] = set()
 
     def set_weights(self, node: MapNode, folding: Folding) -> None:
         """Gives a linear map its new weight and bias."""
@@ -177,11 +176,9 @@ class _Work:
         for node, position in junction.bypassed:
             handle = program_handle(node)
             self._editor.remove((handle.node, *handle.chain), self._source(node, position))
-        self._joined.update(node for node, _ in (*junction.collapsed, *junction.bypassed))
         for value in junction.reshaped:
-            adder = value.producer
-            if isinstance(adder, OpNode) and adder.op is Op.ADD and adder not in self._joined:
-                self._editor.infer(program_handle(adder).last)
+            if isinstance(value.producer, OpNode) and value.producer.op is Op.ADD:
+                self._editor.infer(program_handle(value.producer).last)
         for node in reversed(junction.gone):
             self._editor.remove_idle((program_handle(node).node, *program_handle(node).chain))
 
