@@ -48,12 +48,20 @@ def require_folder(out_dir: str) -> None:
     Raises:
         OutputError: It cannot be made.
     """
-    if is_url(out_dir):
-        return
+    if not is_url(out_dir):
+        make_folder(out_dir, "the output folder")
+
+
+def make_folder(folder: str | Path, what: str = "the folder") -> None:
+    """Makes a folder, and those around it, if it is not there.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
     try:
-        os.makedirs(out_dir, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the output folder {out_dir} cannot be made: {error.strerror}") from error
+        raise OutputError(f"{what} {folder} cannot be made: {error.strerror}") from error
 
 
 def _named(path: str, out_dir: str, *, recursive: bool) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from bnfold.errors import BnfoldError, OutputError
+from bnfold.errors import BnfoldError
 from bnfold.files.job import Job, Terms, carry_out
 from bnfold.files.kept import REPORT_SUFFIX, keep, kept, report_beside
+from bnfold.files.naming import make_folder
 from bnfold.files.records import FileOptions, FileOutcome, Place, Request, Status
 from bnfold.files.remote import fetch, is_url, send
 from bnfold.system.trouble import explained
@@ -59,7 +60,7 @@ def _folded(request: Request, started: float) -> "tuple[Status, Report, tuple[st
         status, notes = Status.KEPT, tuple[str, ...]()
         if report is None:
             if not options.dry_run:
-                _make_folder(destination.parent)
+                make_folder(destination.parent)
             done = carry_out(
                 _job(source, options),
                 destination,
@@ -121,13 +122,6 @@ def _staged_here(place: Place) -> "Iterator[tuple[Path, Path]]":
             raise type(error)(said[0], hint=said[1]) from error
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}") from error
-
-
 def _named(report: "Report", place: Place) -> "Report":
     """A report in which the files are called as they were given."""
 
@@ -140,7 +134,7 @@ def _named(report: "Report", place: Place) -> "Report":
 def _write_page(report: "Report", page: Path) -> tuple[str, ...]:
     from bnfold.report.page import write_page
 
-    _make_folder(page.parent)
+    make_folder(page.parent)
     return tuple(write_page(report, page))
 
 
