@@ -19,6 +19,7 @@ import bnfold
 from bnfold.planning.plan import Plan
 
 TOLERANCE = 1e-10
+NOISE = 1e-15  # of the largest value of a model: what a difference of equal float64 values amounts to
 SYMBOLIC_SIZE = 3
 """What a symbolic dimension of an input is when a model is run."""
 
@@ -184,7 +185,8 @@ def fold(
     if exactly:
         found = result.check()
         assert found.verdict == "pass" or found.unproved, found.reason
-        assert all(NOT_EXACT in region.reason for region in found.unproved), found.reason
+        others = [region for region in found.unproved if NOT_EXACT not in region.reason]
+        assert not others or not _runtime_takes(model), found.reason
     if not (skip or only):
         again = bnfold.fold(folded, leftover=leftover, merge=merge)
         assert as_bytes(again.model) == as_bytes(folded), "a second fold changes the result"
@@ -405,6 +407,17 @@ def run_unoptimised(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> 
     return np.asarray(session.run(None, dict(feeds))[0])
 
 
+def _runtime_takes(model: onnx.ModelProto) -> bool:
+    """Whether onnxruntime loads a model: a rare random one has what the standard allows and it has no kernel for."""
+    import onnxruntime as ort
+
+    try:
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - a runtime raises what it likes
+        return "KernelInfoType" not in str(error) and "NOT_IMPLEMENTED" not in str(error)
+    return True
+
+
 def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
     """Random inputs: normal numbers, true, and small integers."""
     draw = np.random.default_rng(seed)
@@ -428,16 +441,27 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]
 def check_values(
     original: onnx.ModelProto, folded: onnx.ModelProto, feeds: Mapping[str, np.ndarray], tolerance: float = TOLERANCE
 ) -> None:
-    """Asserts that the outputs agree, and that every name that both models compute still means the same value."""
+    """Asserts that the outputs agree, and that every name that both models compute still means the same value.
+
+    What cancels out exactly is rounding noise in both: it is compared in units of the values that it came from.
+    """
     expected, all_expected = run(original, feeds)
     actual, all_actual = run(folded, feeds)
     assert list(actual) == list(expected)
     for name, value in expected.items():
         error = relative_error(np.asarray(actual[name]), np.asarray(value))
         assert error < tolerance, f"output '{name}' is off by {error:.3g}"
+    largest = max(
+        (float(np.abs(one).max()) for runs in all_expected.values() for one in runs if _is_float(one)), default=0
+    )
     for name in all_expected.keys() & all_actual.keys():
         # A function that was inlined runs under other names; what remains is compared run by run.
         if len(all_expected[name]) == len(all_actual[name]):
             for one, other in zip(all_actual[name], all_expected[name], strict=True):
                 error = relative_error(one, other)
-                assert error < tolerance, f"'{name}' is no longer what it was, off by {error:.3g}"
+                noise = _is_float(other) and one.shape == other.shape and np.allclose(one, other, 0, NOISE * largest)
+                assert error < tolerance or noise, f"'{name}' is no longer what it was, off by {error:.3g}"
+
+
+def _is_float(value: np.ndarray) -> bool:
+    return value.dtype.kind == "f" and value.size > 0
