@@ -76,8 +76,8 @@ class RandomNet(nn.Module):
             self._linear: 1,
             self._affine: 1,
             self._gate: 1,
-            self._shape_reader: 1,
-            self._type_change: 1,
+            self._shape_reader: 2,
+            self._type_change: 2,
         }
         draw = self._random.choices(list(kinds), list(kinds.values()))[0]
         draw()
@@ -281,18 +281,28 @@ class RandomNet(nn.Module):
             lambda value, like: value.flatten(1).reshape(like.shape),
             lambda value, like: value.expand_as(like),
             lambda value, like: value.to(like.dtype) - like.new_zeros(like.shape),
+            lambda value, like: value.reshape(like.size(0), -1, like.size(2), like.size(3)),
+            lambda value, like: value.type_as(like) * torch.ones_like(like),
         )
         operator = self._random.choice(operators)
         self._record(lambda values: [operator(values[at], values[other])], channels)
 
     def _type_change(self) -> None:
-        """Other element types on the way, of which nothing is rounded."""
+        """Other element types on the way, implicit ones among them; float64 comes out."""
         at = self._value()
+        narrow = torch.randn(self._channels[at], self._channels[at], 3, 3)
         operators: tuple[Callable[[Tensor], Tensor], ...] = (
             lambda value: value * (value > 0).to(value.dtype),
             lambda value: value + (value.abs() > 1e9).float(),
             lambda value: torch.where(value > 0, value, 0.25 * value),
             lambda value: value.mean((2, 3), keepdim=True, dtype=torch.float64) + value,
+            lambda value: value.mean((2, 3), keepdim=True, dtype=torch.float32) + value,
+            lambda value: value.half().to(value.dtype),
+            lambda value: value.float().double(),
+            lambda value: value + value.float(),
+            lambda value: value.bfloat16() * value,
+            lambda value: F.conv2d(value.float(), narrow, padding=1) + value,
+            lambda value: F.conv2d(value.float(), narrow, padding=1).double(),
         )
         operator = self._random.choice(operators)
         self._record(lambda values: [operator(values[at])], self._channels[at])

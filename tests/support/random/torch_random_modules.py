@@ -5,7 +5,7 @@ A module is a list of steps with plain numbers, so that a copy of it is a whole 
 
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +66,64 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
 
 
+class Narrow(nn.Module):
+    """A convolution in float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        return F.conv2d(x.float(), conv.weight.float(), conv.bias.float(), padding=1)
+
+
 NORMS = (*(12 * [nn.BatchNorm2d]), FrozenBatchNorm2d, ActivatedBatchNorm2d, MoreBatchNorm2d, nn.SyncBatchNorm)
 CONVOLUTIONS = (*(6 * ["call"]), "without_grad", "checkpointed", "as_function")
 CALLS = (*(16 * ["call"]), "by_keyword", "by_keyword", "in_region", "in_region", "directly", "if_positive")
 STEPS = (
-    *"norm sum sum cat split flip gate pool linear inner inner inner_twice move".split() * 3,
+    *"norm sum sum cat split flip gate pool linear inner inner inner_twice move read change change".split() * 3,
+    "narrow_sum",
+    "branch",
+    "pad",
     "scale",
     "look",
     "bias",
 )
+
+READERS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda value, like: value + torch.zeros_like(like),
+    lambda value, like: value * torch.ones_like(like),
+    lambda value, like: value * torch.full_like(like, 0.5),
+    lambda value, like: value + like.new_zeros(like.shape),
+    lambda value, like: value - value.new_ones(like.size()),
+    lambda value, like: value.expand_as(like),
+    lambda value, like: value.flatten(1).view_as(like),
+    lambda value, like: value.reshape(like.size(0), -1, like.shape[2], like.shape[3]),
+    lambda value, like: value / like.size(1),
+    lambda value, like: value.to(like.dtype),
+    lambda value, like: value.type_as(like),
+    lambda value, like: F.interpolate(value, size=like.shape[2:]),
+    lambda value, like: F.adaptive_avg_pool2d(value, like.shape[2:]),
+)
+"""What of a value of the same shape reads its sizes or its element type alone."""
+
+CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda value: value.half().to(value.dtype),
+    lambda value: value.float().to(value.dtype),
+    lambda value: value.float().double(),
+    lambda value: value.bfloat16() + value,
+    lambda value: value + value.float(),
+    lambda value: value.half() * value,
+    lambda value: value.float().mean((2, 3), keepdim=True, dtype=torch.float64) + value,
+    lambda value: value.mean((2, 3), keepdim=True, dtype=torch.float32) + value,
+    lambda value: value.float().sum((2, 3), keepdim=True, dtype=torch.float64) + value,
+    lambda value: value * (value > 0),
+    lambda value: value + (value.abs() > 1e9).float(),
+    lambda value: torch.where(value > 0, value, 0.25),
+    lambda value: torch.add(value, value.float(), alpha=2),
+)
+"""Other element types on the way: float64 comes out of all of them."""
 
 
 class RandomModule(nn.Module):
@@ -173,6 +222,16 @@ class RandomModule(nn.Module):
                 self._record("split", (at,), 2, 2)
             case "flip" | "gate" | "pool" | "move" as name:
                 self._record(name, (at,), channels)
+            case "read":
+                self._record("read", (at, other, draw.randrange(len(READERS))), channels)
+            case "change":
+                self._record("change", (at, draw.randrange(len(CHANGES))), channels)
+            case "branch":
+                self._record("branch", (at, self._new(nn.BatchNorm2d(channels), draw)), channels)
+            case "pad":
+                self._record("pad", (at, self._new(nn.Conv2d(channels, channels, 3), draw)), channels)
+            case "narrow_sum":
+                self._record("narrow_sum", (at, self._new(Narrow(channels), draw), other), channels)
             case "linear":
                 after = draw.choice(CHANNELS)
                 layer = self._new(nn.Linear(channels, after, bias=draw.random() < 0.5), draw)
@@ -273,6 +332,22 @@ class RandomModule(nn.Module):
 
     def _split(self, values: list[Tensor], at: int) -> tuple[Tensor, ...]:
         return values[at].chunk(2, dim=1)
+
+    def _read(self, values: list[Tensor], at: int, other: int, reader: int) -> Tensor:
+        return READERS[reader](values[at], values[other])
+
+    def _change(self, values: list[Tensor], at: int, change: int) -> Tensor:
+        return CHANGES[change](values[at])
+
+    def _narrow_sum(self, values: list[Tensor], at: int, layer: int, other: int) -> Tensor:
+        return self.layers[layer](values[at]) + values[other]
+
+    def _branch(self, values: list[Tensor], at: int, layer: int) -> Tensor:
+        return self.layers[layer](values[at]) if values[at].size(0) > 1 else values[at]
+
+    def _pad(self, values: list[Tensor], at: int, layer: int) -> Tensor:
+        height, width = values[at].shape[2:]
+        return F.interpolate(self.layers[layer](F.pad(values[at], (0, -width % 4, 0, -height % 5))), (height, width))
 
     def _flip(self, values: list[Tensor], at: int) -> Tensor:
         return values[at].flip(1)

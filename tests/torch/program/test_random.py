@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch_programs import check_values, fold, random_inputs
+from torch_programs import TOLERANCE, check_values, fold, random_inputs
 from torch_random import of_seed
 
 from bnfold.torch.program.fold import fold_program
 
 SHAPE = (2, 4, 4, 4)
+OTHER_SHAPES = ((1, 4, 4, 4), (3, 4, 6, 8), (2, 4, 5, 4))
 FORMS = ("conv", "mul-add", "keep")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
@@ -17,8 +18,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:Future
 
 def fold_seed(seed: int, *, decomposed: bool = False) -> None:
     inputs = random_inputs(SHAPE, seed=seed)
-    program = torch.export.export(of_seed(seed), inputs, strict=False)
-    fold(program.run_decompositions() if decomposed else program, inputs, leftover=FORMS[seed % 3])
+    open_ = (dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO),) if seed % 4 > 1 else None
+    program = torch.export.export(of_seed(seed), inputs, dynamic_shapes=open_, strict=False)
+    program = program.run_decompositions() if decomposed else program
+    folded = fold(program, inputs, leftover=FORMS[seed % 3]).program
+    for other in map(random_inputs, OTHER_SHAPES) if open_ else ():
+        try:
+            program.module()(*other)
+        except (AssertionError, RuntimeError):
+            continue  # what the code does fixes a size
+        check_values(program, folded, other, TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", range(20))
