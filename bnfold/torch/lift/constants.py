@@ -51,12 +51,14 @@ class Constant:
         dtype: The element type that the program gives it.
         parameter: The name (FQN) of the parameter or buffer that it is; None for an expression.
         parameters: The names of all parameters and buffers that it is made of, tied ones by the first of their names.
+        node: The node that computes it.
     """
 
     shape: tuple[int, ...]
     dtype: DType
     parameter: str | None
     parameters: tuple[str, ...]
+    node: fx.Node
     _read: Callable[[], Array]
 
     def read(self) -> Array:
@@ -133,7 +135,7 @@ class Constants:
         known = tuple(size for size in shape if isinstance(size, int))
         if len(known) != len(shape):
             return None
-        return Constant(known, dtype, self._parameter(node), self._parameters[node], lambda: self._array(node))
+        return Constant(known, dtype, self._parameter(node), self._parameters[node], node, lambda: self._array(node))
 
     def _made_of(self, node: fx.Node) -> tuple[str, ...] | None:
         """The parameters that a node is made of, None if it is not constant."""

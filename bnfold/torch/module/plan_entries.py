@@ -38,13 +38,21 @@ def batch_norm_modules(graph: Graph, traces: Traces, slots: Slots, reads: Reader
 
 
 def name_like_modules(graph: Graph, modules: Mapping[AffineNode, nn.Module], paths: Mapping[nn.Module, str]) -> None:
-    """Gives functions that stand for a module its path as their name."""
-    taken = {node.name for node in graph.nodes}
+    """Gives the first function that stands for a module its path as its name, even if a later call has that."""
+    others = {node.name for node in graph.nodes} - {node.name for node in modules}
+    named = {node.name: node for node in modules}
+    first: dict[nn.Module, AffineNode] = {}
     for node, module in modules.items():
+        first.setdefault(module, node)
+    for module, node in first.items():
         path = paths[module]
-        if path not in taken and handle(node).module != path:
+        holder = named.get(path)
+        if handle(node).module == path or path in others:
+            continue
+        if holder is not None and modules[holder] is module:
+            holder.name, node.name = node.name, path
+        elif holder is None:
             node.name = path
-            taken.add(path)
 
 
 def one_entry_a_module(

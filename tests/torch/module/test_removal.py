@@ -245,6 +245,19 @@ def test_a_functional_batch_norm_with_the_parameters_of_a_module() -> None:
     assert not result.changed
 
 
+def test_a_batch_norm_that_is_called_with_and_without_its_hooks_is_one_entry() -> None:
+    class Directly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(self.norm.forward(self.conv(x)).relu()))
+
+    plan = fold(trained(Directly()), images()).plan
+    assert [entry.nodes for entry in (*plan.folds, *plan.left)] == [("norm",)]
+
+
 def test_a_functional_batch_norm_with_parameters_of_its_own() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:

@@ -23,7 +23,8 @@ from bnfold.verification.exact.numbers import Numbers
 from bnfold.verification.exact.plans import difference
 from bnfold.verification.exact.torch.feeding import Sizes, symbols
 from bnfold.verification.exact.torch.regions import Pair, WrongError
-from bnfold.verification.exact.torch.stand_in import SmallNumbers, stand_in_module, stand_in_program
+from bnfold.verification.exact.torch.small_numbers import SmallNumbers
+from bnfold.verification.exact.torch.stand_in import stand_in_module, stand_in_program
 from bnfold.verification.torch.run.traced import Traced, label, read
 from bnfold.verification.torch.sites.pairing import Guess, by_name, pair
 from bnfold.verification.torch.sites.planned import NotPairedError, by_known_plan

@@ -1,116 +1,39 @@
-"""A program of the same structure with small numbers for parameters; see `stand_in`, which does this for ONNX.
+"""A program or a module of the same structure with small numbers for parameters; see `stand_in` for ONNX.
 
-Parameters are replaced by name, so that what is tied stays tied. A constant that an expression makes of several
-parameters (weight_norm, for instance) keeps its numbers, and its region is not exact.
+An expression E of parameters whose result gets small numbers stays, without a say:
+
+    E  →  zeros_like(E) + small numbers
+
+so that the plan sees a constant that is computed of the same parameters. In a module this is one more parametrization
+of the layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import cast
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 
-from bnfold.algebra.rounding import Array, Float64Array, round_once
-from bnfold.graph import AffineNode, MapNode, Node, Op, OpNode
+from bnfold.algebra.rounding import Array
 from bnfold.torch.capture.copying import ModuleT, copy_with
-from bnfold.torch.fx.nodes import arguments, is_batch_norm, operator_name
+from bnfold.torch.fx.nodes import arguments
 from bnfold.torch.fx.tensors import to_torch
-from bnfold.torch.lift.constants import Constant
-from bnfold.torch.lift.lift import lift
-from bnfold.torch.lift.provenance import Handle
+from bnfold.torch.module.weight_homes import computing_hook, is_computed
 from bnfold.torch.program.editor import ProgramEditor
-from bnfold.verification.exact.numbers import Numbers, small_epsilon
-
-_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-_OPERANDS = ("self", "other", "weight", "negative_slope")
-
-
-class SmallNumbers:
-    """What a program has instead of its own numbers.
-
-    Args:
-        program: The program; it is not changed.
-        numbers: The small numbers.
-
-    Attributes:
-        parameters: New values of parameters and buffers, by name.
-        literals: New values of the arguments of calls, by name.
-        epsilons: What becomes of the epsilon of each call of a batch norm.
-        modules: The same, by the paths of the modules that these run in.
-    """
-
-    def __init__(self, program: ExportedProgram, numbers: Numbers) -> None:
-        self._numbers = numbers
-        self.parameters: dict[str, Array] = {}
-        self.literals: dict[fx.Node, dict[str, float]] = {}
-        self.epsilons: dict[fx.Node, float] = {}
-        self.modules: dict[str, float] = {}
-        for node in lift(program).nodes:
-            if isinstance(node.handle, Handle):
-                self._visit(node, node.handle)
-
-    def _visit(self, node: Node, handle: Handle) -> None:
-        if isinstance(node, MapNode):
-            weight, bias = node.linear.weight, node.linear.bias
-            shape, groups = weight.shape, node.linear.groups
-            self._put(weight, lambda _: self._numbers.weight(shape, groups))
-            self._put(bias, self._numbers.shifts)
-        elif isinstance(node, AffineNode) and node.affine is not None:
-            if is_batch_norm(handle.node):
-                self._batch_norm(node, handle)
-            else:
-                for part in (handle.node, *handle.chain):
-                    self._operands(part, handle)
-        elif isinstance(node, OpNode) and node.op in (Op.ADD, Op.MUL, Op.DIV, Op.RELU, Op.CONCAT):
-            self._operands(handle.node, handle)
-
-    def _batch_norm(self, node: AffineNode, handle: Handle) -> None:
-        assert node.affine is not None  # the caller has looked
-        given = arguments(handle.node)
-        has_gamma, has_beta = (given.get(name) is not None for name in _BATCH_NORM[:2])
-        size = max(node.affine.scale.size, node.affine.shift.size)
-        scale, shift = (np.broadcast_to(a.reshape(-1), (size,)) for a in (node.affine.scale, node.affine.shift))
-        epsilon = small_epsilon(cast(float, given.get("eps", given.get("epsilon"))))
-        small = self._numbers.batch_norm(scale, shift, epsilon, has_gamma=has_gamma, has_beta=has_beta)
-        for name, array in zip(_BATCH_NORM, small, strict=True):
-            self._put(handle.scope.constants.find(given.get(name)), partial(_given, array))
-        self.epsilons[handle.node] = epsilon
-        if handle.module is not None:
-            self.modules[handle.module] = epsilon
-
-    def _operands(self, call: fx.Node, handle: Handle) -> None:
-        name = operator_name(call)
-        small = self._numbers.shifts
-        if name in ("mul", "prelu", "leaky_relu"):
-            small = self._numbers.scales
-        elif name == "div":
-            small = self._numbers.divisors
-        for argument, given in arguments(call).items():
-            if argument not in _OPERANDS:
-                continue
-            if isinstance(given, int | float) and not isinstance(given, bool):
-                self.literals.setdefault(call, {})[argument] = float(small(np.array(float(given))))
-            else:
-                self._put(handle.scope.constants.find(given), small)
-
-    def _put(self, constant: object, small: Callable[[Array], Float64Array]) -> None:
-        """Replaces the one parameter that a constant is, or is a rearrangement of."""
-        if not isinstance(constant, Constant) or len(constant.parameters) != 1:
-            return
-        array = constant.read()
-        self.parameters.setdefault(constant.parameters[0], round_once(small(array), constant.dtype))
+from bnfold.verification.exact.numbers import Numbers
+from bnfold.verification.exact.torch.small_numbers import SmallNumbers
 
 
 def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProgram:
     """Makes one of a program, which is not changed."""
     small = SmallNumbers(program, numbers)
     editor = ProgramEditor(program)
-    for name, tensor in replaced(small, dict(_tensors(program))):
+    for name, tensor in replaced(small.parameters, dict(_tensors(program))):
         for twin in editor.tensors.twins(name):
             (editor.tensors.state if twin in editor.tensors.state else editor.tensors.constants)[twin] = tensor
     for node, epsilon in small.epsilons.items():
@@ -118,23 +41,69 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
     for node, given in small.literals.items():
         for name, value in given.items():
             set_argument(editor.call(node), name, value)
+    for node, (scope, array) in small.results.items():
+        _give(editor, node, scope.graph, to_torch(array, node.meta["val"].device))
     return editor.finish()
+
+
+def _give(editor: ProgramEditor, expression: fx.Node, graph: fx.Graph, result: torch.Tensor) -> None:
+    """Lets whatever reads an expression read its small numbers, which are still computed of what it is computed of."""
+    node = editor.call(expression)
+    held = editor.add_parameter("small", nn.Parameter(result, requires_grad=False), graph)
+    placeholders = [other for other in node.graph.nodes if other.op == "placeholder"]
+    first = placeholders[-1] if node.op == "placeholder" else node
+    zeros = editor.insert(first, torch.ops.aten.zeros_like.default, (node,), node)
+    total = editor.insert(zeros, torch.ops.aten.add.Tensor, (zeros, held), node)
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not zeros)
 
 
 def stand_in_module(module: ModuleT, small: SmallNumbers) -> ModuleT:
     """Makes one of a module, which is not changed; numbers in its code stay."""
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    copied = copy_with(module, {tensors[name]: tensor for name, tensor in replaced(small, tensors)})
+    given = {**small.rearranged, **small.parameters}
+    copied = copy_with(module, {tensors[name]: tensor for name, tensor in replaced(given, tensors)})
     for path, epsilon in small.modules.items():
         layer = copied.get_submodule(path)
         if hasattr(layer, "eps"):
             setattr(layer, "eps", epsilon)  # noqa: B010 - of a class that has one
+    for (path, name), array in small.computed.items():
+        layer = copied.get_submodule(path)
+        if is_computed(layer, name):
+            _let_compute(layer, name, _Result(to_torch(array, getattr(layer, name).device)))
     return copied
 
 
-def replaced(small: SmallNumbers, tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _let_compute(layer: nn.Module, name: str, result: nn.Module) -> None:
+    """Lets a parametrization of a layer give small numbers, which are still computed of what it has."""
+    if parametrize.is_parametrized(layer, name):
+        parametrize.register_parametrization(layer, name, result, unsafe=True)
+        return
+    key = computing_hook(layer, name)
+    assert key is not None  # it is computed
+    hook = layer._forward_pre_hooks[key]
+    method = "apply_mask" if isinstance(hook, BasePruningMethod) else "compute_weight"
+    setattr(hook, method, partial(_result, getattr(hook, method), result))
+
+
+def _result(compute: Callable[..., torch.Tensor], then: nn.Module, *args: object, **kwargs: object) -> torch.Tensor:
+    result: torch.Tensor = then(compute(*args, **kwargs))
+    return result
+
+
+class _Result(nn.Module):
+    """Gives small numbers whatever it is given."""
+
+    def __init__(self, result: torch.Tensor) -> None:
+        super().__init__()
+        self.result = nn.Buffer(result)
+
+    def forward(self, computed: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(computed) + self.result
+
+
+def replaced(small: Mapping[str, Array], tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The new tensors, of the type and on the device of the old ones."""
-    for name, array in small.parameters.items():
+    for name, array in small.items():
         present = tensors.get(name)
         if present is None or present.numel() != array.size:
             continue
@@ -156,7 +125,3 @@ def set_argument(call: fx.Node, name: str, value: float) -> None:
 def _tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
     for held in (program.constants, program.state_dict):
         yield from ((name, tensor) for name, tensor in held.items() if isinstance(tensor, torch.Tensor))
-
-
-def _given(array: Float64Array, _: Array) -> Float64Array:
-    return array
