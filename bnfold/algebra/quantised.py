@@ -8,6 +8,10 @@ each index of one axis, or for blocks along one axis. Scaled by s it is
 where d' is rounded once and nothing is quantised anew. Where s = 0, q' = z. What cannot be: a q' beyond the range of
 the integers (−128 turned round zero), and a d' that would vary along two axes. The zero point stays as it is: runtimes
 compute with one zero point for all channels.
+
+Between the dequantised numbers and their reader there may be transposes, reshapes and casts. The first two only move
+elements about, and s with them. A cast to a narrower type rounds each number once more, as it did before; past one to
+a wider type, in which the rounding of d' would be seen, s does not go.
 """
 
 from dataclasses import dataclass, replace
@@ -20,6 +24,27 @@ from bnfold.algebra.rounding import Array, DType, Float64Array, round_once
 from bnfold.algebra.tensor import ArrayTensor, Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """Axis i of the result is axis `axes[i]`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaped:
+    """The same elements, in row-major order, in another shape."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """Each number rounded to an element type that has no number which the one before has not."""
+
+    dtype: DType
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantisedTensor:
     """A constant stored as integers; a `bnfold.algebra.tensor.Tensor` in the layout that its reader sees.
@@ -30,7 +55,7 @@ class QuantisedTensor:
         zero_point: Likewise, or None for zero.
         axis: The axis of the stored integers along which the scale varies or is blocked.
         block: The size of a block along `axis`; 0 where there are none.
-        permutation: From the axes of the stored integers to those of the tensor.
+        steps: What happens to the dequantised numbers before they are read, in order.
         simulated: Whether the file stores floats that are quantised and dequantised when the model runs.
         along_an_axis: Whether the file may store one scale for each index of an axis.
     """
@@ -40,28 +65,41 @@ class QuantisedTensor:
     zero_point: Tensor | None
     axis: int
     block: int
-    permutation: tuple[int, ...]
+    steps: tuple[Turned | Reshaped | Narrowed, ...]
     simulated: bool
     along_an_axis: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape, known without reading."""
-        return tuple(self.integers.shape[axis] for axis in self.permutation)
+        shape = self.integers.shape
+        for step in self.steps:
+            shape = _shape_after(step, shape)
+        return shape
 
     @property
     def dtype(self) -> DType:
         """The dtype of the numbers that it stands for."""
-        return self.scale.dtype
+        narrowed = (step.dtype for step in reversed(self.steps) if isinstance(step, Narrowed))
+        return next(narrowed, self.scale.dtype)
 
     def read(self) -> Array:
         """The numbers that it stands for, as a runtime computes them."""
-        return self.dequantised().transpose(self.permutation)
+        array = self.dequantised()
+        for step in self.steps:
+            match step:
+                case Turned(axes):
+                    array = array.transpose(axes)
+                case Reshaped(shape):
+                    array = array.reshape(shape)
+                case Narrowed(dtype):
+                    array = round_once(array.astype(np.float64), dtype)
+        return array
 
     def dequantised(self) -> Array:
-        """The same, in the layout of the file."""
+        """The same, in the layout of the file and the type of the scale."""
         exact = self._expanded(_wide(self.scale)) * (_wide(self.integers) - self._zero())
-        return round_once(exact, self.dtype)
+        return round_once(exact, self.scale.dtype)
 
     def scaled(self, factor: Float64Array) -> Self | str:
         """Multiplies by an array.
@@ -72,8 +110,7 @@ class QuantisedTensor:
         Returns:
             The product, with integers of the same type; or a clause saying why it cannot be stored so.
         """
-        wide = factor.reshape(factor.shape + (1,) * (len(self.permutation) - 2))
-        wide = _shrunk(wide.transpose(np.argsort(self.permutation)))
+        wide = self._as_stored(factor)
         scale = _shrunk(self._placed(_wide(self.scale)))
         new_scale = np.where(wide == 0, 1, np.abs(wide)) * scale
         axes = [axis for axis, size in enumerate(new_scale.shape) if size > 1]
@@ -85,18 +122,36 @@ class QuantisedTensor:
         elif axes and not self.along_an_axis:
             return "its weight is quantised with one scale, and this opset has none for each channel (13 has)"
         integers = self._turned(np.sign(wide))
-        stored = round_once(new_scale, self.dtype)
-        tiny = float(ml_dtypes.finfo(self.dtype).tiny)  # type: ignore[no-untyped-call]
+        stored = round_once(new_scale, self.scale.dtype)
+        tiny = float(ml_dtypes.finfo(self.scale.dtype).tiny)  # type: ignore[no-untyped-call]
         if integers is None:
             kind = self.integers.dtype
             return f"its weight is quantised, and a negative scale turns an integer out of the range of {kind}"
         if not (np.isfinite(stored) & (stored.astype(np.float64) >= tiny)).all():
-            return f"its weight is quantised, and a dequantisation scale leaves the range of {self.dtype}"
-        return self._with(integers, stored, axes)
+            return f"its weight is quantised, and a dequantisation scale leaves the range of {self.scale.dtype}"
+        scaled = self._with(integers, stored, axes)
+        narrowed = any(isinstance(step, Narrowed) for step in self.steps)
+        if narrowed and not np.isfinite(scaled.read()).all():
+            return f"its weight is quantised, and overflows {self.dtype}"
+        return scaled
+
+    def _as_stored(self, factor: Float64Array) -> Float64Array:
+        """An array for the tensor that its reader sees, for the stored integers; of size 1 where it is constant."""
+        shapes = [self.integers.shape]
+        for step in self.steps:
+            shapes.append(_shape_after(step, shapes[-1]))
+        wide = np.broadcast_to(factor.reshape(factor.shape + (1,) * (len(shapes[-1]) - 2)), shapes[-1])
+        for step, shape in zip(reversed(self.steps), reversed(shapes[:-1]), strict=True):
+            if isinstance(step, Turned):
+                wide = wide.transpose(np.argsort(step.axes))
+            elif isinstance(step, Reshaped):
+                wide = wide.reshape(shape)
+        repeated = (slice(0, 1) if step == 0 else slice(None) for step in wide.strides)
+        return _shrunk(wide[tuple(repeated)])
 
     def _with(self, integers: Array, scale: Array, axes: list[int]) -> Self:
         if self.block:
-            blocks = np.broadcast_to(scale, self.scale.shape).astype(self.dtype)
+            blocks = np.broadcast_to(scale, self.scale.shape).astype(self.scale.dtype)
             return replace(self, integers=ArrayTensor(integers), scale=ArrayTensor(blocks))
         shape = (integers.shape[axes[0]],) if axes else self.scale.shape
         vector = np.broadcast_to(scale.reshape(-1), shape).copy()
@@ -136,6 +191,15 @@ class QuantisedTensor:
             return self._placed(array)
         repeated = np.repeat(array, self.block, axis=self.axis)
         return repeated.take(np.arange(self.integers.shape[self.axis]), axis=self.axis)
+
+
+def _shape_after(step: Turned | Reshaped | Narrowed, shape: tuple[int, ...]) -> tuple[int, ...]:
+    match step:
+        case Turned(axes):
+            return tuple(shape[axis] for axis in axes)
+        case Reshaped(new):
+            return new
+    return shape
 
 
 def _wide(tensor: Tensor) -> Float64Array:

@@ -49,6 +49,14 @@ def largest_finite(dtype: DType) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
+def has_every_number_of(wide: DType, narrow: DType) -> bool:
+    """Whether a storage dtype has every number of another, and more."""
+    if wide == narrow or not {wide, narrow} <= STORAGE_DTYPES:
+        return False
+    more, less = (ml_dtypes.finfo(dtype) for dtype in (wide, narrow))  # type: ignore[no-untyped-call]
+    return bool(more.nmant > less.nmant and float(np.log2(float(more.max))) >= float(np.log2(float(less.max))))
+
+
 def _round_to_odd_float32(exact: Float64Array) -> NDArray[np.float32]:
     nearest = exact.astype(np.float32)
     finite = np.isfinite(exact)

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "onnx/file": {"onnx/proto"},
     "onnx/lift": {"algebra", "graph", "onnx/file", "onnx/lift/precision", "onnx/proto"},
     "onnx/lift/precision": {"algebra", "onnx/lift", "onnx/proto"},
-    "onnx/edit": {"algebra", "graph", "planning", "onnx/file", "onnx/lift", "onnx/proto"},
+    "onnx/edit": {"algebra", "graph", "planning", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/proto"},
     "torch": set(),
     "torch/fx": {"algebra"},
     "torch/file": {"torch/fx", "torch/capture", "torch/file/pt2", "onnx/file"},

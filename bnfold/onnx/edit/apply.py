@@ -20,6 +20,7 @@ from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.lift import Handle, Scope
 from bnfold.onnx.lift.nodes import OLDEST_OPSET
+from bnfold.onnx.lift.precision.quantised import dequantised_by
 from bnfold.onnx.proto.names import (
     FreshNames,
     GraphLike,
@@ -114,7 +115,8 @@ class _Editor:
         name = self.names.fresh(f"{proto.input[weight_at]}_folded")
         quantised = folding.quantised()
         if isinstance(quantised, QuantisedTensor):
-            nodes, tensors = quantised_nodes(quantised, name, self.names, self._model.store)
+            _, after = dequantised_by(proto.input[weight_at], scope.constants)
+            nodes, tensors = quantised_nodes(quantised, name, after, self.names, self._model.store)
             self.insert(scope, handle.index - 1, nodes)
             self.add_constants(scope, tensors)
         else:

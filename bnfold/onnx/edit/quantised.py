@@ -1,5 +1,7 @@
 """New weights that are stored as integers, written in the form that the old ones had."""
 
+from collections.abc import Sequence
+
 import onnx
 from onnx import helper, numpy_helper
 
@@ -9,13 +11,14 @@ from bnfold.onnx.proto.names import FreshNames
 
 
 def quantised_nodes(
-    weight: QuantisedTensor, result: str, names: FreshNames, store: TensorStore
+    weight: QuantisedTensor, result: str, after: Sequence[onnx.NodeProto], names: FreshNames, store: TensorStore
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """Writes a quantised weight.
 
     Args:
         weight: The weight.
-        result: The name of the value that is dequantised, in the layout that its reader wants.
+        result: The name of the value that its reader reads.
+        after: The nodes that stood between the dequantised numbers and their reader; they are written anew.
         names: Where new names come from.
         store: Where the integers are kept until they are written.
 
@@ -24,7 +27,7 @@ def quantised_nodes(
     """
     kind = "simulated" if weight.simulated else "quantized"
     stored = names.fresh(f"{result}_{kind}")
-    dtype = weight.dtype if weight.simulated else weight.integers.dtype
+    dtype = weight.scale.dtype if weight.simulated else weight.integers.dtype
     read = weight.dequantised if weight.simulated else weight.integers.read
     data_type = helper.np_dtype_to_tensor_dtype(dtype)
     tensors = [store.defer(stored, weight.integers.shape, data_type, read)]
@@ -36,15 +39,17 @@ def quantised_nodes(
     attributes = {"axis": weight.axis} if weight.along_an_axis else {}
     if weight.block:
         attributes["block_size"] = weight.block
-    turned = weight.permutation != tuple(range(len(weight.permutation)))
-    steps = [("QuantizeLinear", parameters)] if weight.simulated else []
-    steps += [("DequantizeLinear", parameters), *([("Transpose", [])] if turned else [])]
+    op_types = ["QuantizeLinear"] * weight.simulated + ["DequantizeLinear"]
+    steps = [helper.make_node(op_type, ["", *parameters], [""]) for op_type in op_types]
+    for step in steps:
+        step.attribute.extend(helper.make_attribute(key, number) for key, number in attributes.items())
     nodes: list[onnx.NodeProto] = []
-    for op_type, others in steps:
-        output = result if len(nodes) + 1 == len(steps) else names.fresh(f"{result}_{op_type}_output")
-        node = helper.make_node(op_type, [stored, *others], [output], name=names.fresh(f"{result}_{op_type}"))
-        given = {"perm": weight.permutation} if op_type == "Transpose" else attributes
-        node.attribute.extend(helper.make_attribute(key, number) for key, number in given.items())
+    for step in (*steps, *after):
+        node = onnx.NodeProto()
+        node.CopyFrom(step)
+        node.name = names.fresh(f"{result}_{step.op_type}")
+        node.input[0] = stored
+        is_last = len(nodes) + 1 == len(steps) + len(after)
+        stored = node.output[0] = result if is_last else names.fresh(f"{result}_{step.op_type}_output")
         nodes.append(node)
-        stored = output
     return nodes, tensors

@@ -132,6 +132,15 @@ class Constants:
             else:
                 yield waiting.pop()
 
+    def type_of(self, name: str) -> tuple[tuple[int, ...], DType] | None:
+        """The shape and element type of a constant, None if they are not known; it is computed only if need be."""
+        shape, dtype = self._types.get(name, (None, ""))
+        sizes = tuple(size for size in shape or () if isinstance(size, int))
+        if shape is not None and len(sizes) == len(shape) and dtype:
+            return sizes, np.dtype(dtype)
+        found = self.find(name)
+        return None if found is None else (found.shape, found.dtype)
+
     def is_sparse(self, name: str) -> bool:
         """Whether a value is a sparse initializer, which has no array here: to write it out would make it dense."""
         known = name in self._sparse or name in self._inputs or name in self._initializers or name in self._producers

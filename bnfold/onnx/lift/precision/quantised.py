@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx
 
-from bnfold.algebra.quantised import QuantisedTensor
-from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.algebra.quantised import Narrowed, QuantisedTensor, Reshaped, Turned
+from bnfold.algebra.rounding import STORAGE_DTYPES, DType, has_every_number_of
 from bnfold.onnx.lift.constants import Constant, Constants
 from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, label
 from bnfold.reasons import Stop, StopCode
 
 _SCALE_FOR_EACH_INDEX = 13
 """The opset in which QuantizeLinear and DequantizeLinear got an axis."""
+
+_MOVE_OR_ROUND = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "CastLike")
+"""What may stand between the dequantised numbers and their reader."""
 
 
 def find_quantised(name: str, reader: str, constants: Constants) -> QuantisedTensor | Stop | None:
@@ -28,20 +30,35 @@ def find_quantised(name: str, reader: str, constants: Constants) -> QuantisedTen
     """
     if not any(node.op_type == "DequantizeLinear" for node in _expression(name, constants)):
         return None
-    turns: list[tuple[int, ...] | None] = []
-    node = constants.producer(name)
-    while node is not None and is_standard(node, "Identity", "Transpose"):
-        if node.op_type == "Transpose":
-            turns.append(ints_attribute(node, "perm") or None)
-        node = constants.producer(node.input[0])
+    which = f"the weight '{name}' of {reader}"
+    node, after = dequantised_by(name, constants)
     if node is None or not is_standard(node, "DequantizeLinear"):
         between = "" if node is None else f", and {node.op_type} changes it before it is used"
-        return Stop(StopCode.QUANTIZED_WEIGHT, f"the weight '{name}' of {reader} is quantised{between}")
-    return _dequantised(node, turns, f"the weight '{name}' of {reader}", constants)
+        return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is quantised{between}")
+    return _dequantised(node, after, which, constants)
+
+
+def dequantised_by(name: str, constants: Constants) -> tuple[onnx.NodeProto | None, list[onnx.NodeProto]]:
+    """What a weight comes from, before everything that only moves its numbers about or rounds them.
+
+    Args:
+        name: The weight.
+        constants: The constants of the graph that reads it.
+
+    Returns:
+        The node that computes the numbers, if one does, and the nodes after it, in order.
+    """
+    after: list[onnx.NodeProto] = []
+    node = constants.producer(name)
+    while node is not None and is_standard(node, *_MOVE_OR_ROUND):
+        if node.op_type != "Identity":
+            after.insert(0, node)
+        node = constants.producer(node.input[0])
+    return node, after
 
 
 def _dequantised(
-    node: onnx.NodeProto, turns: list[tuple[int, ...] | None], which: str, constants: Constants
+    node: onnx.NodeProto, after: list[onnx.NodeProto], which: str, constants: Constants
 ) -> QuantisedTensor | Stop:
     found = [constants.find(name) if name else None for name in node.input]
     integers, scale = found[:2]
@@ -51,23 +68,46 @@ def _dequantised(
     if any(constant is not None and constant.overridable for constant in found):
         return Stop(StopCode.OVERRIDABLE, f"{which} is a model input that a caller may override")
     rank = len(integers.shape)
-    permutation = np.arange(rank)
-    for turn in reversed(turns):
-        permutation = permutation[[*(reversed(range(rank)) if turn is None else turn)]]
     axis = int_attribute(node, "axis", 1)
     block = int_attribute(node, "block_size", 0)
     if scale.shape not in ((), (1,)) and not block and (axis >= rank or scale.shape != (integers.shape[axis],)):
         return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is quantised with scales of another shape")
+    steps = _steps(after, scale.dtype, which, constants)
+    if isinstance(steps, Stop):
+        return steps
     return QuantisedTensor(
         integers=integers,
         scale=scale,
         zero_point=zero_point,
         axis=axis % rank if rank else 0,
         block=block,
-        permutation=tuple(int(position) for position in permutation),
+        steps=steps,
         simulated=_is_simulated(node, integers, scale, constants),
         along_an_axis=constants.opset >= _SCALE_FOR_EACH_INDEX,
     )
+
+
+def _steps(
+    after: list[onnx.NodeProto], dtype: DType, which: str, constants: Constants
+) -> tuple[Turned | Reshaped | Narrowed, ...] | Stop:
+    """What the nodes between the dequantised numbers and their reader do."""
+    steps: list[Turned | Reshaped | Narrowed] = []
+    for node in after:
+        known = constants.type_of(node.output[0])
+        if known is None:
+            return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is quantised, and what {node.op_type} makes is not known")
+        shape, to = known
+        if is_standard(node, "Transpose"):
+            steps.append(Turned(ints_attribute(node, "perm") or tuple(reversed(range(len(shape))))))
+        elif not is_standard(node, "Cast", "CastLike"):
+            steps.append(Reshaped(shape))
+        elif to != dtype:
+            if not has_every_number_of(dtype, to):
+                reason = f"{which} is quantised, and rounded to {dtype} before it is made {to}"
+                return Stop(StopCode.QUANTIZED_WEIGHT, reason)
+            steps.append(Narrowed(to))
+            dtype = to
+    return tuple(steps)
 
 
 def _has_another_type(node: onnx.NodeProto, scale: Constant) -> bool:

@@ -10,10 +10,7 @@ two affines could overflow the narrower type one by one, where both together do 
 
 from collections.abc import Mapping, Sequence
 
-import ml_dtypes
-import numpy as np
-
-from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.algebra.rounding import STORAGE_DTYPES, has_every_number_of
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import GraphLike, is_standard
@@ -57,11 +54,7 @@ def round_trips(
 
 
 def _is_wider(wide: str, narrow: str) -> bool:
-    """Whether a type has every value of another, and more."""
-    if wide not in _STORED or narrow not in _STORED or wide == narrow:
-        return False
-    more, less = (ml_dtypes.finfo(_STORED[name]) for name in (wide, narrow))  # type: ignore[no-untyped-call]
-    return bool(more.nmant > less.nmant and float(np.log2(float(more.max))) >= float(np.log2(float(less.max))))
+    return wide in _STORED and narrow in _STORED and has_every_number_of(_STORED[wide], _STORED[narrow])
 
 
 def _there_and_back(

@@ -246,6 +246,77 @@ def test_a_transpose_between_the_integers_and_their_reader(reader: str) -> None:
     assert stored(folded.model, only(folded.model, "DequantizeLinear").input[0]).shape == shape
 
 
+BETWEEN = {
+    "Unsqueeze": (
+        "d = DequantizeLinear <axis=0> (q, s) w = Unsqueeze (d, a)",
+        {"q": integers(4, 3, 3), "s": steps(4), "a": np.array([3])},
+        "float[N,3,8,1]",
+    ),
+    "Reshape": (
+        "d = DequantizeLinear <axis=0> (q, s) w = Reshape (d, a)",
+        {"q": integers(4, 27), "s": np.float32(0.01), "a": np.array([4, 3, 3, -1])},
+        "float[N,3,8,8]",
+    ),
+    "Transpose and Reshape": (
+        "d = DequantizeLinear <axis=1> (q, s) e = Transpose <perm=[1,0]> (d) w = Reshape (e, a)",
+        {"q": integers(27, 4), "s": np.float32(0.01), "a": np.array([4, 3, 3, 3])},
+        "float[N,3,8,8]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_moves_numbers_about_between_the_integers_and_their_reader(name: str) -> None:
+    dequantise, constants, source = BETWEEN[name]
+    text = f"agraph ({source} x) => (float[N,4,h,w] y) {{ {dequantise} c = Conv (x, w) y = {NORM} }}"
+    folded = folds(parse(text, opset=13, **constants, **single(batch_norm(4))))
+    node = only(folded.model, "DequantizeLinear")
+    new, old = stored(folded.model, node.input[0]), constants["q"]
+    assert stored(folded.model, node.input[1]).shape == (4,)
+    signs = np.sign(single(batch_norm(4))["bn_g"])
+    axis = 1 if "Transpose" in name else 0
+    np.testing.assert_array_equal(np.moveaxis(new, axis, -1), np.moveaxis(old, axis, -1) * signs)
+
+
+def test_a_cast_to_a_narrower_type_behind_the_integers() -> None:
+    """As in QDQ files that were made float16: each weight is rounded to it once, before as after."""
+    text = f"""agraph (float16[N,3,8,8] x) => (float16[N,4,6,6] y) {{
+        d = DequantizeLinear <axis=0> (q, s) w = Cast <to=10> (d) c = Conv (x, w) y = {NORM}
+    }}"""
+    norm = batch_norm(4, dtype=np.float16)
+    folded = fold(parse(text, opset=13, q=CONV, s=steps(4), **norm), compare=False)
+    assert folded.codes == []
+    assert [node.op_type for node in folded.model.graph.node] == ["DequantizeLinear", "Cast", "Conv"]
+    scale, shift = scale_and_shift(norm)
+    assert stored(folded.model, only(folded.model, "DequantizeLinear").input[1]).dtype == np.float32
+    np.testing.assert_array_equal(
+        stored(folded.model, only(folded.model, "DequantizeLinear").input[1]), (np.abs(scale) * steps(4)).astype("f")
+    )
+    np.testing.assert_array_equal(stored(folded.model, only(folded.model, "Conv").input[2]), shift.astype(np.float16))
+    x = random(2, 3, 8, 8, dtype=np.float16)
+    before, after = (run_unoptimised(model, {"x": x}).astype(float) for model in (folded.original, folded.model))
+    assert np.abs(after - before).max() <= 8 * 2**-11 * np.abs(before).max()
+
+
+CASTS = {
+    "to a wider type": ("float", "<to=1>", np.float16(0.01), np.float32, "rounded to float16 before it is made"),
+    "beyond the range of the narrower": ("float16", "<to=10>", np.float32(600), np.float16, "overflows float16"),
+}
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_casts_that_the_scale_does_not_pass(name: str) -> None:
+    kind, to, step, dtype, words = CASTS[name]
+    text = f"""agraph ({kind}[N,3,8,8] x) => ({kind}[N,4,6,6] y) {{
+        d = DequantizeLinear (q, s) w = Cast {to} (d) c = Conv (x, w) y = {NORM}
+    }}"""
+    model = parse(text, opset=19, q=CONV, s=step, **batch_norm(4, dtype=dtype))
+    folded = fold(model, compare=False, leftover="keep")
+    assert folded.codes == ["quantized_weight"]
+    assert words in folded.plan.left[0].reason
+    assert folded.model == folded.original
+
+
 def test_what_changes_the_weight_on_its_way_is_named() -> None:
     weight = Weight("DequantizeLinear (q, s) v = Add (w, w)", {"q": CONV, "s": np.float32(0.01)})
     model = written(weight)
