@@ -7,7 +7,8 @@ each index of one axis, or for blocks along one axis. Scaled by s it is
 
 where d' is rounded once and nothing is quantised anew. Where s = 0, q' = z. What cannot be: a q' beyond the range of
 the integers (−128 turned round zero), and a d' that would vary along two axes. The zero point stays as it is: runtimes
-compute with one zero point for all channels.
+compute with one zero point for all channels. Blocks have zero points of their own, and there a range from a to b can be
+turned as a whole, q' = a + b − q and z' = a + b − z, which never leaves it.
 
 Between the dequantised numbers and their reader there may be transposes, reshapes and casts. The first two only move
 elements about, and s with them. A cast to a narrower type rounds each number once more, as it did before; past one to
@@ -101,6 +102,22 @@ class QuantisedTensor:
         exact = self._expanded(_wide(self.scale)) * (_wide(self.integers) - self._zero())
         return round_once(exact, self.scale.dtype)
 
+    def with_integers(self, wanted: Float64Array) -> Self:
+        """The same with scales of one, whole zero points, and integers that are `wanted` away from them.
+
+        Args:
+            wanted: Whole numbers, in the layout of the stored integers; what leaves their range is cut off. Integers at
+                the lower end stay there, so that turning them is as possible as it was.
+        """
+        ends = ml_dtypes.iinfo(self.integers.dtype)  # type: ignore[no-untyped-call]
+        zero = None
+        if self.zero_point is not None:
+            zero = ArrayTensor(np.rint(_wide(self.zero_point)).astype(self.zero_point.dtype))
+        whole = replace(self, scale=ArrayTensor(np.ones(self.scale.shape, self.scale.dtype)), zero_point=zero)
+        lowest, highest = int(ends.min), int(ends.max)
+        moved = np.where(_wide(self.integers) == lowest, lowest, wanted + whole._zero()).clip(lowest, highest)
+        return replace(whole, integers=ArrayTensor(moved.astype(self.integers.dtype)))
+
     def scaled(self, factor: Float64Array) -> Self | str:
         """Multiplies by an array.
 
@@ -111,17 +128,19 @@ class QuantisedTensor:
             The product, with integers of the same type; or a clause saying why it cannot be stored so.
         """
         wide = self._as_stored(factor)
+        if self.block and wide.shape[self.axis] > 1:
+            return "its weight is quantised in blocks, along which the scale varies"
         scale = _shrunk(self._placed(_wide(self.scale)))
         new_scale = np.where(wide == 0, 1, np.abs(wide)) * scale
         axes = [axis for axis, size in enumerate(new_scale.shape) if size > 1]
-        if self.block:
-            if wide.shape[self.axis] > 1:
-                return "its weight is quantised in blocks, along which the scale varies"
-        elif len(axes) > 1 or (axes and self._varies_elsewhere(axes[0])):
+        if not self.block and (len(axes) > 1 or (axes and self._varies_elsewhere(axes[0]))):
             return "its weight is quantised with one scale for each index of an axis, along another of which it varies"
-        elif axes and not self.along_an_axis:
+        if not self.block and axes and not self.along_an_axis:
             return "its weight is quantised with one scale, and this opset has none for each channel (13 has)"
+        zero = self.zero_point
         integers = self._turned(np.sign(wide))
+        if integers is None and self.block:
+            integers, zero = self._mirrored(np.sign(wide))
         stored = round_once(new_scale, self.scale.dtype)
         tiny = float(ml_dtypes.finfo(self.scale.dtype).tiny)  # type: ignore[no-untyped-call]
         if integers is None:
@@ -129,7 +148,7 @@ class QuantisedTensor:
             return f"its weight is quantised, and a negative scale turns an integer out of the range of {kind}"
         if not (np.isfinite(stored) & (stored.astype(np.float64) >= tiny)).all():
             return f"its weight is quantised, and a dequantisation scale leaves the range of {self.scale.dtype}"
-        scaled = self._with(integers, stored, axes)
+        scaled = replace(self, zero_point=zero)._with(integers, stored, axes)
         narrowed = any(isinstance(step, Narrowed) for step in self.steps)
         if narrowed and not np.isfinite(scaled.read()).all():
             return f"its weight is quantised, and overflows {self.dtype}"
@@ -172,6 +191,21 @@ class QuantisedTensor:
         with np.errstate(invalid="ignore"):
             turned = exact.astype(self.integers.dtype)
         return turned if (turned.astype(np.float64) == exact).all() else None
+
+    def _mirrored(self, sign: Float64Array) -> tuple[Array | None, Tensor | None]:
+        """The integers and the zero points of blocks, those of negative sign turned within their range."""
+        dtype = self.integers.dtype
+        ends = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+        both = float(int(ends.min) + int(ends.max))
+        old = np.zeros(self.scale.shape) if self.zero_point is None else _wide(self.zero_point)
+        zero = np.where(sign < 0, both - old, old)
+        stored = zero.astype(dtype if self.zero_point is None else self.zero_point.dtype)
+        turned = replace(self, zero_point=ArrayTensor(stored))
+        exact = np.where(sign < 0, both - _wide(self.integers), _wide(self.integers))
+        exact = np.where(sign == 0, turned._zero(), exact)
+        integers = exact.astype(dtype)
+        fits = (integers.astype(np.float64) == exact).all() and (stored.astype(np.float64) == zero).all()
+        return (integers, turned.zero_point) if fits else (None, None)
 
     def _zero(self) -> Float64Array:
         return np.zeros(()) if self.zero_point is None else self._expanded(_wide(self.zero_point))

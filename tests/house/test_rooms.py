@@ -75,7 +75,7 @@ ARROWS: dict[str, set[str]] = {
     | VERIFICATION,
     "verification/exact": {"algebra", "graph", "planning", "report"},
     "verification/exact/onnx": {
-        *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/proto"),
+        *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/proto"),
         *("verification/exact", "verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,

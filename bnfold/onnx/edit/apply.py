@@ -19,7 +19,8 @@ from bnfold.onnx.edit.leftover import leftover_nodes
 from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.lift import Handle, Scope
-from bnfold.onnx.lift.nodes import OLDEST_OPSET
+from bnfold.onnx.lift.nodes import OLDEST_OPSET, bias_position
+from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
 from bnfold.onnx.lift.precision.quantised import dequantised_by
 from bnfold.onnx.proto.names import (
     FreshNames,
@@ -112,18 +113,12 @@ class _Editor:
         handle = _handle(node)
         scope, proto = handle.scope, handle.node
         weight_at = 1 if scope.constants.is_constant(proto.input[1]) else 0
-        name = self.names.fresh(f"{proto.input[weight_at]}_folded")
         quantised = folding.quantised()
-        if isinstance(quantised, QuantisedTensor):
-            _, after = dequantised_by(proto.input[weight_at], scope.constants)
-            nodes, tensors = quantised_nodes(quantised, name, after, self.names, self._model.store)
-            self.insert(scope, handle.index - 1, nodes)
-            self.add_constants(scope, tensors)
+        if isinstance(quantised, QuantisedTensor) and is_block_product(proto):
+            for position, array in [*parts_of(proto, quantised, scope.constants)]:
+                self._set_input(scope, proto, position, array)
         else:
-            data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
-            weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
-            self.add_constants(scope, [weight])
-        self._replace_input(scope, proto, weight_at, name)
+            self._set_weight(node, folding, quantised, weight_at)
         if folding.linear is not node.linear:
             _set_form(proto, folding.linear)
         if handle.bias_node is not None:
@@ -134,22 +129,33 @@ class _Editor:
         if bias is not None:
             self._set_bias(node, bias)
 
+    def _set_weight(
+        self, node: MapNode, folding: Folding, quantised: QuantisedTensor | str | None, position: int
+    ) -> None:
+        scope, proto = _handle(node).scope, _handle(node).node
+        name = self.names.fresh(f"{proto.input[position]}_folded")
+        if isinstance(quantised, QuantisedTensor):
+            _, after = dequantised_by(proto.input[position], scope.constants)
+            nodes, tensors = quantised_nodes(quantised, name, after, self.names, self._model.store)
+            self.insert(scope, _handle(node).index - 1, nodes)
+            self.add_constants(scope, tensors)
+        else:
+            data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
+            weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
+            self.add_constants(scope, [weight])
+        self._replace_input(scope, proto, position, name)
+
     def _set_bias(self, node: MapNode, bias: np.ndarray) -> None:
         handle = _handle(node)
         scope, proto, add = handle.scope, handle.node, handle.bias_node
-        position = 2
-        if proto.op_type == "MatMul" and add is None:
+        position = bias_position(proto)
+        if node.linear.bias_is_extra and add is None:
             add = self._new_add(scope, handle.index, node)
         if add is not None:
             proto, position = add, 1
             if add.input[1] and not scope.constants.is_constant(add.input[1]):
                 position = 0
-        old = proto.input[position] if len(proto.input) > position else ""
-        name = self.names.fresh(f"{old}_folded" if old else f"{label(handle.node)}_bias")
-        self.add_constants(scope, [numpy_helper.from_array(bias, name)])
-        if len(proto.input) == position:
-            proto.input.append("")
-        self._replace_input(scope, proto, position, name)
+        self._set_input(scope, proto, position, bias, f"{label(handle.node)}_bias")
         for given in proto.attribute:
             if proto.op_type == "Gemm" and given.name == "beta":
                 given.f = 1.0
@@ -163,6 +169,16 @@ class _Editor:
         add = helper.make_node("Add", [proto.output[0], ""], [result], name=name)
         self.insert(scope, index, [add])
         return add
+
+    def _set_input(
+        self, scope: Scope, proto: onnx.NodeProto, position: int, array: np.ndarray, name: str = "zero_points"
+    ) -> None:
+        """Gives a node another constant; it is called after the old one, or `name` if there was none."""
+        proto.input.extend([""] * (position + 1 - len(proto.input)))
+        old = proto.input[position]
+        new = self.names.fresh(f"{old}_folded" if old else name)
+        self.add_constants(scope, [numpy_helper.from_array(array, new)])
+        self._replace_input(scope, proto, position, new)
 
     def _replace_input(self, scope: Scope, proto: onnx.NodeProto, position: int, name: str) -> None:
         self._released[scope].add(proto.input[position])

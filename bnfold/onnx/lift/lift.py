@@ -25,6 +25,7 @@ from bnfold.onnx.lift.nodes import (
     lift_map,
     require_channels,
 )
+from bnfold.onnx.lift.precision.block_products import is_block_product
 from bnfold.onnx.lift.precision.quantised import integer_map_stop
 from bnfold.onnx.lift.precision.round_trips import round_trips
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
@@ -423,8 +424,8 @@ class _Lifter:
         return frozenset(served)
 
     def _find_bias(self, node: onnx.NodeProto) -> int | None:
-        """The position of the Add that gives a MatMul with a constant its bias."""
-        if not is_standard(node, "MatMul") or self._scope.opset < OLDEST_OPSET:
+        """The position of the Add that gives a product with a constant its bias."""
+        if not (is_standard(node, "MatMul") or is_block_product(node)) or self._scope.opset < OLDEST_OPSET:
             return None
         readers = self._readers.of.get(node.output[0], [])
         if len(readers) != 1 or readers[0] is None or node.output[0] in self._readers.outputs:
@@ -441,7 +442,7 @@ def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:
 
 def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
     """The rank of a map's output, for when shape inference does not know it."""
-    if node.op_type != "MatMul":
+    if not (is_standard(node, "MatMul") or is_block_product(node)):
         return (None,) * len(linear.weight.shape)
     return None if source is None else (None,) * len(source)
 

@@ -9,11 +9,12 @@ import onnx
 
 from bnfold.algebra.affine import Affine, batch_norm_defect
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
-from bnfold.algebra.rounding import STORAGE_DTYPES
+from bnfold.algebra.rounding import STORAGE_DTYPES, DType
 from bnfold.algebra.tensor import Tensor
 from bnfold.errors import ModelLoadError
 from bnfold.graph import AffineNode, Value
 from bnfold.onnx.lift.constants import Constant, Constants
+from bnfold.onnx.lift.precision.block_products import BIAS, is_block_product, lift_block_product
 from bnfold.onnx.lift.precision.quantised import find_quantised
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import (
@@ -123,7 +124,7 @@ def _inference_mode_stop(node: onnx.NodeProto, opset: int, constants: Constants)
 def lift_map(
     node: onnx.NodeProto, constants: Constants, source_rank: int | None, bias_add: onnx.NodeProto | None
 ) -> LinearMap | Stop | None:
-    """Reads a Conv, ConvTranspose, Gemm or MatMul node.
+    """Reads a Conv, ConvTranspose, Gemm, MatMul or MatMulNBits node.
 
     Args:
         node: The node.
@@ -138,14 +139,12 @@ def lift_map(
         ModelLoadError: The shape of a constant contradicts the node.
     """
     old = constants.opset < OLDEST_OPSET
-    if not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul"))):
+    in_blocks = is_block_product(node)
+    if not in_blocks and not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul"))):
         return None
     weight_at = 1
     if node.op_type == "MatMul" and not constants.is_constant(node.input[1]):
         weight_at = 0
-    weight = _weight(node, weight_at, constants)
-    if isinstance(weight, Stop):
-        return weight
     bias = None
     bias_name = _bias_name(node, bias_add, constants)
     if bias_name:
@@ -154,6 +153,11 @@ def lift_map(
             return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the bias '{bias_name}' of {_of(node)} is not a constant")
         if bias.overridable:
             return Stop(StopCode.OVERRIDABLE, f"the bias '{bias_name}' of {_of(node)} is a model input")
+    if in_blocks:
+        return lift_block_product(node, bias, constants)
+    weight = _weight(node, weight_at, constants)
+    if isinstance(weight, Stop):
+        return weight
     match node.op_type:
         case "Conv" | "ConvTranspose":
             return _convolution(node, weight, bias)
@@ -186,7 +190,15 @@ def _weight(node: onnx.NodeProto, position: int, constants: Constants) -> Tensor
 def _bias_name(node: onnx.NodeProto, bias_add: onnx.NodeProto | None, constants: Constants) -> str:
     if bias_add is not None:
         return next(str(name) for name in bias_add.input if constants.is_constant(name))
-    return str(node.input[2]) if node.op_type != "MatMul" and len(node.input) > 2 else ""
+    position = bias_position(node)
+    return str(node.input[position]) if 0 < position < len(node.input) else ""
+
+
+def bias_position(node: onnx.NodeProto) -> int:
+    """Which input of a map is its bias; 0 for a product that has none."""
+    if is_block_product(node):
+        return BIAS
+    return 0 if node.op_type == "MatMul" else 2
 
 
 def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) -> LinearMap:
@@ -300,10 +312,10 @@ def _matmul(
 
 
 def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants, rank: int | None) -> bool:
-    """Whether an Add is the bias of a MatMul with a constant: one constant value for each channel.
+    """Whether an Add is the bias of a product with a constant: one constant value for each channel.
 
     Args:
-        node: The MatMul.
+        node: The product.
         add: What reads its output.
         constants: The constants of the graph.
         rank: The rank of that output, None if unknown.
@@ -311,18 +323,29 @@ def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants,
     if not is_standard(add, "Add"):
         return False
     bias_names = [name for name in add.input if constants.is_constant(name)]
-    weights_at = [position for position in (0, 1) if constants.is_constant(node.input[position])]
-    if len(bias_names) != 1 or len(weights_at) != 1:
+    channels = _channels(node, constants)
+    if len(bias_names) != 1 or channels is None:
         return False
-    bias, weight = constants.find(bias_names[0]), constants.find(node.input[weights_at[0]])
-    if bias is None or weight is None or bias.overridable or bias.dtype != weight.dtype or len(weight.shape) != 2:
+    axis, count, dtype = channels
+    bias = constants.find(bias_names[0])
+    if bias is None or bias.overridable or bias.dtype != dtype or len(bias.shape) > (1 if rank is None else rank):
         return False
-    if len(bias.shape) > (1 if rank is None else rank):
-        return False
-    axis, channels = (-1, weight.shape[1]) if weights_at == [1] else (-2, weight.shape[0])
     others = [size for position, size in enumerate(bias.shape, -len(bias.shape)) if position != axis]
     along = bias.shape[axis] if len(bias.shape) >= -axis else 1
-    return all(size == 1 for size in others) and along in (1, channels)
+    return all(size == 1 for size in others) and along in (1, count)
+
+
+def _channels(node: onnx.NodeProto, constants: Constants) -> tuple[int, int, DType] | None:
+    """The axis, negative, and the number of the channels that a product without a bias gives, and their type."""
+    if is_block_product(node):
+        scales = constants.find(node.input[2])
+        has_bias = len(node.input) > BIAS and bool(node.input[BIAS])
+        return None if scales is None or has_bias else (-1, int_attribute(node, "N", 0), scales.dtype)
+    weights_at = [position for position in (0, 1) if constants.is_constant(node.input[position])]
+    weight = constants.find(node.input[weights_at[0]]) if len(weights_at) == 1 else None
+    if not is_standard(node, "MatMul") or weight is None or len(weight.shape) != 2:
+        return None
+    return (-1, weight.shape[1], weight.dtype) if weights_at == [1] else (-2, weight.shape[0], weight.dtype)
 
 
 def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *, mask_is_read: bool) -> bool:

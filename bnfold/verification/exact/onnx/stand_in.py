@@ -11,13 +11,16 @@ from functools import partial
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType, Float64Array, round_once
 from bnfold.graph import AffineNode, MapNode, Op, OpNode
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.onnx.lift.lift import Handle, Scope, lift
+from bnfold.onnx.lift.nodes import bias_position
+from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
 from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
@@ -62,16 +65,30 @@ class _Writer:
         proto, linear, numbers = handle.node, node.linear, self._numbers
         weight_at = 1 if handle.scope.constants.is_constant(proto.input[1]) else 0
         shape, groups = linear.weight.shape, linear.groups
-        weight = partial(_weight, numbers, shape, groups)
-        self._replace(handle.scope, proto, weight_at, f"weight of {groups}", weight, is_weight=True)
+        if is_block_product(proto) and isinstance(linear.weight, QuantisedTensor):
+            self._replace_blocks(proto, linear.weight, handle.scope)
+        else:
+            weight = partial(_weight, numbers, shape, groups)
+            self._replace(handle.scope, proto, weight_at, f"weight of {groups}", weight, is_weight=True)
         for name in ("alpha", "beta"):
             given = find_attribute(proto, name)
             if proto.op_type == "Gemm" and given is not None:
                 given.f = float(numbers.scales(np.array(given.f)))
         if handle.bias_node is not None:
             self._replace_constants(handle.scope, handle.bias_node, "shift", numbers.shifts)
-        elif proto.op_type != "MatMul" and len(proto.input) > 2 and proto.input[2]:
-            self._replace(handle.scope, proto, 2, "shift", numbers.shifts)
+        elif 0 < bias_position(proto) < len(proto.input) and proto.input[bias_position(proto)]:
+            self._replace(handle.scope, proto, bias_position(proto), "shift", numbers.shifts)
+
+    def _replace_blocks(self, proto: onnx.NodeProto, weight: QuantisedTensor, scope: Scope) -> None:
+        """Gives a MatMulNBits small integers, scales of one, and sums that are not rounded."""
+        small = weight.with_integers(self._numbers.weight(weight.shape, 1))
+        for position, array in [*parts_of(proto, small, scope.constants)]:
+            tensor = numpy_helper.from_array(array, self._names.fresh("blocks_small"))
+            proto.input[position] = tensor.name
+            self._constants.setdefault(id(scope.graph), (scope, []))[1].append(tensor)
+        for given in proto.attribute:
+            if given.name == "accuracy_level":
+                given.i = 1
 
     def replace_affine(self, node: AffineNode, handle: Handle) -> None:
         """Gives a BN or a spelled-out affine other parameters; one that stays as it is keeps its own."""

@@ -12,6 +12,7 @@ carried through a region in place of values:
     GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · max(0, drift(n) − 4)
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
     onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
+    onnxruntime's MatMulNBits           the same of MatMul; its weight is what it makes of the identity
 
 all in float32, beginning with m = |x| at the edge of the region. Weights below the smallest normal number of their type
 count as that number: their rounding error is as large.
@@ -23,6 +24,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from bnfold.onnx.lift.types import Shape
@@ -31,7 +33,6 @@ from bnfold.onnx.proto.names import (
     float_attribute,
     int_attribute,
     ints_attribute,
-    is_standard,
     string_attribute,
 )
 from bnfold.verification.judging.drift import drift, terms_of_transposed
@@ -39,7 +40,7 @@ from bnfold.verification.judging.sites import NoBoundError
 from bnfold.verification.onnx.sites.averages import carried, may_be_carried
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 
-MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits"})
 """Operations that multiply by weights."""
 
 _SMALLEST_NORMAL: Mapping[int, float] = {
@@ -154,6 +155,20 @@ def _fused_conv(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | Non
     return [emitter.node("Add", [magnitude, _absolute(emitter, results[0])])]
 
 
+def _block_product(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
+    """Onnxruntime's x · Wᵀ + b, with W in few bits."""
+    columns = int_attribute(node, "K", 0)
+    zeros = emitter.node("ConstantOfShape", [emitter.constant(np.array([columns, columns]))])
+    identity = emitter.node("EyeLike", [zeros], dtype=read[0].data_type or FLOAT if read[0] else FLOAT)
+    values = ["" if operand is None else operand.value for operand in read]
+    (weight,) = emitter.like(node, [identity, *values[1:5]])
+    magnitude = emitter.node("MatMul", [read[0].magnitude() if read[0] else "", _absolute(emitter, weight)])
+    if len(read) > 5 and read[5] is not None:
+        magnitude = emitter.node("Add", [magnitude, read[5].magnitude()])
+    carried_far = emitter.scaled(_absolute(emitter, results[0]), drift(columns))
+    return [emitter.node("Add", [magnitude, carried_far])]
+
+
 def _gemm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
     absolute = onnx.NodeProto()
     absolute.CopyFrom(node)
@@ -240,6 +255,7 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "MatMul"), _map),
     "Gemm": _gemm,
     "com.microsoft.FusedConv": _fused_conv,
+    "com.microsoft.MatMulNBits": _block_product,
     "com.microsoft.QuickGelu": _with_result,
     "BatchNormalization": _batch_norm,
     **dict.fromkeys(("Add", "Sub", "Sum"), _sum),
@@ -257,4 +273,4 @@ _RULES: Mapping[str, _Rule] = {
 
 def is_map(node: onnx.NodeProto) -> bool:
     """Whether a node multiplies by weights."""
-    return is_standard(node, *MAPS)
+    return node.op_type in MAPS and node.domain in {*DEFAULT_DOMAINS, "com.microsoft"}

@@ -164,7 +164,7 @@ class _Builder:
         if shape is None or len(shape) < 2:
             return None
         maps = [node.op_type for index in slice_ if (node := self._pairing.changed[index]).op_type in MAPS]
-        channel = len(shape) - 1 if maps and maps[-1] in ("Gemm", "MatMul") else 1
+        channel = len(shape) - 1 if maps and maps[-1] in ("Gemm", "MatMul", "MatMulNBits") else 1
         return [axis for axis in range(len(shape)) if axis != channel]
 
     def _place(self, emitted: Iterable[onnx.NodeProto], site: int) -> list[tuple[int, onnx.NodeProto]]:

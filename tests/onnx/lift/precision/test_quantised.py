@@ -364,6 +364,33 @@ def test_forward_into_a_quantised_map() -> None:
     agree(folded)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_blocks_take_a_negative_scale_whatever_their_integers_are(dtype: type) -> None:
+    """Where an integer has no negative, a block is turned within its range, and its zero point with it."""
+    weight = Weight(
+        "DequantizeLinear <axis=0, block_size=2> (q, s)",
+        {"q": integers(6, 4, dtype=dtype, low=0, high=100), "s": RNG.uniform(0.1, 1, (3, 4)).astype("f")},
+        *("MatMul", 1, 21, "float[N,6]"),
+    )
+    weight.constants["q"][0] = np.iinfo(dtype).min
+    folded = folds(written(weight))
+    node = only(folded.model, "DequantizeLinear")
+    turned = single(batch_norm(4))["bn_g"] < 0
+    ends = int(np.iinfo(dtype).min) + int(np.iinfo(dtype).max)
+    np.testing.assert_array_equal(stored(folded.model, node.input[2]), np.where(turned, ends, np.zeros((3, 1), dtype)))
+
+
+def test_a_scale_along_blocks_stays_before_them() -> None:
+    text = f"""agraph (float[N,6] x) => (float[N,4] y) {{
+        c = Relu (x) n = {NORM} w = DequantizeLinear <axis=0, block_size=2> (q, s) y = MatMul (n, w)
+    }}"""
+    constants = {"q": integers(6, 4), "s": RNG.uniform(0.1, 1, (3, 4)).astype("f")}
+    folded = fold(parse(text, opset=21, **constants, **single(batch_norm(6))), compare=False, leftover="keep")
+    assert folded.codes == ["quantized_weight"]
+    assert "in blocks" in folded.plan.left[0].reason
+    agree(folded)
+
+
 def test_quantised_branches_are_not_merged() -> None:
     text = """agraph (float[N,4,8,8] x) => (float[N,4,8,8] y) {
         w = DequantizeLinear (q, s) c = Conv (x, w) d = Conv (x, v) y = Add (c, d)
