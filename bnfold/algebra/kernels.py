@@ -134,10 +134,13 @@ class ExactTensor:
 
 
 def of_map(folding: Folding) -> Kernel | None:
-    """The kernel of a linear map with what it has absorbed; None if it is quantised or not known how it slides."""
+    """The kernel of a linear map with what it has absorbed.
+
+    None if it is quantised, moves other axes about or adds them up, or if it is not known how it slides.
+    """
     linear = folding.linear
     taps, window = linear.weight.shape[2:], linear.window
-    if (taps and window is None) or isinstance(linear.weight, QuantisedTensor):
+    if (taps and window is None) or isinstance(linear.weight, QuantisedTensor) or not linear.keeps_axes:
         return None
     transposed = bool(taps) and not linear.out_first
     axes = () if window is None else _axes(taps, window, transposed=transposed)

@@ -71,6 +71,7 @@ class LinearMap:
         partial_kernel: Empty if every output sums the whole kernel, else a clause saying why not.
         window: How a convolution slides; None for a matrix product, and where that depends on the size of the input.
         bias_is_extra: Whether a bias is an operation of its own (an Add behind a MatMul).
+        keeps_axes: Whether the axes of the output beside its channels are those of the input, in their order.
     """
 
     weight: Tensor
@@ -84,6 +85,7 @@ class LinearMap:
     partial_kernel: str = ""
     window: Window | None = None
     bias_is_extra: bool = False
+    keeps_axes: bool = True
 
     @property
     def out_channels(self) -> int:

@@ -12,7 +12,7 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.constants import EXPRESSIONS
 from bnfold.onnx.proto.names import GraphLike, all_graphs, is_standard, nested
 
-_WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul")
+_WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
 def inline_weight_arguments(model: OnnxModel) -> OnnxModel:
@@ -70,7 +70,7 @@ def _takes_weights(graph: GraphLike, given: set[str]) -> bool:
     for node in graph.node:
         if not is_standard(node, *_WITH_WEIGHTS):
             continue
-        weights = node.input if node.op_type == "MatMul" else node.input[1:]
+        weights = node.input if node.op_type in ("MatMul", "Einsum") else node.input[1:]
         if given.intersection(weights) or any(attribute.ref_attr_name for attribute in node.attribute):
             return True
     return False

@@ -425,15 +425,13 @@ class _Lifter:
 
     def _find_bias(self, node: onnx.NodeProto) -> int | None:
         """The position of the Add that gives a product with a constant its bias."""
-        if not (is_standard(node, "MatMul") or is_block_product(node)) or self._scope.opset < OLDEST_OPSET:
+        if not (is_standard(node, "MatMul", "Einsum") or is_block_product(node)) or self._scope.opset < OLDEST_OPSET:
             return None
         readers = self._readers.of.get(node.output[0], [])
         if len(readers) != 1 or readers[0] is None or node.output[0] in self._readers.outputs:
             return None
         add = self._scope.graph.node[readers[0]]
-        rank = self._types.get(node.output[0], (None, ""))[0]
-        fits = is_bias_add(node, add, self._scope.constants, None if rank is None else len(rank))
-        return readers[0] if fits else None
+        return readers[0] if is_bias_add(node, add, self._scope.constants, self._types) else None
 
 
 def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:
@@ -442,6 +440,8 @@ def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:
 
 def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
     """The rank of a map's output, for when shape inference does not know it."""
+    if is_standard(node, "Einsum"):
+        return None
     if not (is_standard(node, "MatMul") or is_block_product(node)):
         return (None,) * len(linear.weight.shape)
     return None if source is None else (None,) * len(source)

@@ -4,10 +4,13 @@ Each function reads one node by its definition in the ONNX operator specificatio
 broadcast as numpy does) and says what it is, or why it is not.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 
 from bnfold.algebra.affine import Affine, batch_norm_defect
+from bnfold.algebra.einsum import einsum_map
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES, DType
 from bnfold.algebra.tensor import Tensor
@@ -33,6 +36,9 @@ OLDEST_OPSET = 7
 
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 """Attributes are float32, so this is what the specification's 1e-5 stands for."""
+
+_PRODUCTS = ("MatMul", "Einsum")
+"""Products without a bias, whose weight is the operand that is constant."""
 
 _PARAMETERS = ("scale", "bias", "mean", "variance")
 
@@ -124,7 +130,7 @@ def _inference_mode_stop(node: onnx.NodeProto, opset: int, constants: Constants)
 def lift_map(
     node: onnx.NodeProto, constants: Constants, source_rank: int | None, bias_add: onnx.NodeProto | None
 ) -> LinearMap | Stop | None:
-    """Reads a Conv, ConvTranspose, Gemm, MatMul or MatMulNBits node.
+    """Reads a Conv, ConvTranspose, Gemm, MatMul, Einsum or MatMulNBits node.
 
     Args:
         node: The node.
@@ -140,10 +146,10 @@ def lift_map(
     """
     old = constants.opset < OLDEST_OPSET
     in_blocks = is_block_product(node)
-    if not in_blocks and not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul"))):
+    if not in_blocks and not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul", "Einsum"))):
         return None
     weight_at = 1
-    if node.op_type == "MatMul" and not constants.is_constant(node.input[1]):
+    if node.op_type in _PRODUCTS and len(node.input) > 1 and not constants.is_constant(node.input[1]):
         weight_at = 0
     bias = None
     bias_name = _bias_name(node, bias_add, constants)
@@ -163,6 +169,8 @@ def lift_map(
             return _convolution(node, weight, bias)
         case "Gemm":
             return _gemm(node, weight, bias)
+        case "Einsum":
+            return _einsum(node, weight, bias, weight_at, source_rank)
     return _matmul(node, weight, bias, weight_at, source_rank)
 
 
@@ -198,7 +206,7 @@ def bias_position(node: onnx.NodeProto) -> int:
     """Which input of a map is its bias; 0 for a product that has none."""
     if is_block_product(node):
         return BIAS
-    return 0 if node.op_type == "MatMul" else 2
+    return 0 if node.op_type in _PRODUCTS else 2
 
 
 def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) -> LinearMap:
@@ -311,23 +319,33 @@ def _matmul(
     return LinearMap(weight=weight, bias=bias, out_first=True, output_axis=axis, input_axis=axis, bias_is_extra=True)
 
 
-def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants, rank: int | None) -> bool:
+def _einsum(
+    node: onnx.NodeProto, weight: Tensor, bias: Constant | None, weight_at: int, source_rank: int | None
+) -> LinearMap | Stop:
+    found = einsum_map(string_attribute(node, "equation", ""), weight_at, weight, source_rank)
+    if isinstance(found, str):
+        return Stop(StopCode.NO_RULE, f"{_of(node)} {found}")
+    return replace(found, bias=bias)
+
+
+def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants, types: ValueTypes) -> bool:
     """Whether an Add is the bias of a product with a constant: one constant value for each channel.
 
     Args:
         node: The product.
         add: What reads its output.
         constants: The constants of the graph.
-        rank: The rank of that output, None if unknown.
+        types: What is known about its values.
     """
     if not is_standard(add, "Add"):
         return False
     bias_names = [name for name in add.input if constants.is_constant(name)]
-    channels = _channels(node, constants)
+    channels = _channels(node, constants, types)
     if len(bias_names) != 1 or channels is None:
         return False
     axis, count, dtype = channels
     bias = constants.find(bias_names[0])
+    rank = _rank(node.output[0], types)
     if bias is None or bias.overridable or bias.dtype != dtype or len(bias.shape) > (1 if rank is None else rank):
         return False
     others = [size for position, size in enumerate(bias.shape, -len(bias.shape)) if position != axis]
@@ -335,17 +353,22 @@ def is_bias_add(node: onnx.NodeProto, add: onnx.NodeProto, constants: Constants,
     return all(size == 1 for size in others) and along in (1, count)
 
 
-def _channels(node: onnx.NodeProto, constants: Constants) -> tuple[int, int, DType] | None:
+def _channels(node: onnx.NodeProto, constants: Constants, types: ValueTypes) -> tuple[int, int, DType] | None:
     """The axis, negative, and the number of the channels that a product without a bias gives, and their type."""
     if is_block_product(node):
         scales = constants.find(node.input[2])
         has_bias = len(node.input) > BIAS and bool(node.input[BIAS])
         return None if scales is None or has_bias else (-1, int_attribute(node, "N", 0), scales.dtype)
-    weights_at = [position for position in (0, 1) if constants.is_constant(node.input[position])]
-    weight = constants.find(node.input[weights_at[0]]) if len(weights_at) == 1 else None
-    if not is_standard(node, "MatMul") or weight is None or len(weight.shape) != 2:
+    data = [name for name in node.input if not constants.is_constant(name)]
+    if not is_standard(node, *_PRODUCTS) or len(data) != 1:
         return None
-    return (-1, weight.shape[1], weight.dtype) if weights_at == [1] else (-2, weight.shape[0], weight.dtype)
+    linear = lift_map(node, constants, _rank(data[0], types), None)
+    return (linear.output_axis, linear.out_channels, linear.weight.dtype) if isinstance(linear, LinearMap) else None
+
+
+def _rank(name: str, types: ValueTypes) -> int | None:
+    shape = types.get(name, (None, ""))[0]
+    return None if shape is None else len(shape)
 
 
 def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *, mask_is_read: bool) -> bool:

@@ -5,7 +5,8 @@ Stability of Numerical Algorithms", section 3.1), as long as its partial sums st
 they grow evenly up to the sum s, and each of the n additions rounds one of them: see `judging.drift`. So magnitudes are
 carried through a region in place of values:
 
-    Conv, ConvTranspose, Gemm, MatMul   |W| ⋆ m + |b| + drift(n) · (|result| + |b|), as |s| ≤ |result| + |b|
+    Conv, ConvTranspose, Gemm, MatMul,
+    Einsum                              |W| ⋆ m + |b| + drift(n) · (|result| + |b|), as |s| ≤ |result| + |b|
     BatchNormalization                  |scale| · (m + |mean|) + |beta|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
@@ -40,7 +41,7 @@ from bnfold.verification.judging.sites import NoBoundError
 from bnfold.verification.onnx.sites.averages import carried, may_be_carried
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 
-MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits"})
+MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "Einsum"})
 """Operations that multiply by weights."""
 
 _SMALLEST_NORMAL: Mapping[int, float] = {
@@ -128,10 +129,24 @@ def _terms(node: onnx.NodeProto, read: list[Operand | None]) -> int:
         return (second or [0])[-2:][0] or (first or [0])[-1]
     if node.op_type == "Gemm":
         return (second or [0])[-1 if int_attribute(node, "transB", 0) else 0]
+    if node.op_type == "Einsum":
+        return _summed_by(string_attribute(node, "equation", ""), first, second)
     if node.op_type == "ConvTranspose" and second:
         strides = ints_attribute(node, "strides") or [1] * len(second[2:])
         return terms_of_transposed(second, int_attribute(node, "group", 1), strides)
     return math.prod(second[1:]) if second else 0
+
+
+def _summed_by(equation: str, *sizes: Sequence[int]) -> int:
+    """How many products an Einsum adds up along the letters that both operands have."""
+    operands, _, result = equation.replace(" ", "").partition("->")
+    known = {
+        letter: size
+        for term, shape in zip(operands.split(","), sizes, strict=True)
+        for letter, size in zip(term, shape if "." not in term else (), strict=False)
+    }
+    both = {letter for letter in known if operands.count(letter) == len(sizes)}
+    return math.prod(known[letter] for letter in both - {*result})
 
 
 def _sizes(operand: Operand) -> Sequence[int]:
@@ -252,7 +267,7 @@ def _same_of_magnitudes(emitter: Emitter, node: onnx.NodeProto, read: list[Opera
 
 _Rule = Callable[[Emitter, onnx.NodeProto, list[Operand | None], list[str]], list[str]]
 _RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "MatMul"), _map),
+    **dict.fromkeys(("Conv", "ConvTranspose", "MatMul", "Einsum"), _map),
     "Gemm": _gemm,
     "com.microsoft.FusedConv": _fused_conv,
     "com.microsoft.MatMulNBits": _block_product,
