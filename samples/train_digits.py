@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -184,6 +182,10 @@ def main() -> None:
     parser.add_argument("out_dir", nargs="?", type=Path, default=Path(__file__).parent)
     out_dir: Path = parser.parse_args().out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
+
+    # here, and not above: the samples that take the network alone need no scikit-learn
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     train_images, test_images, train_labels, test_labels = train_test_split(
