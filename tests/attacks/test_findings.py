@@ -1,5 +1,6 @@
 """What fuzzing found, each as a small generator: refused with a sentence, or folded as if it were not there."""
 
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +54,38 @@ def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(file.getvalue().replace(b"data/weights/weight_0", b"data/weights/weight\xe2\x28"))
     with pytest.raises(ModelLoadError, match=r"m\.pt2 is not a complete archive"):
         bnfold.fold(path)
+
+
+def written(path: Path, nodes: str, outputs: str = "float[] y") -> Path:
+    """A model with a BN `b` of x, and a weight w of ones for three channels."""
+    ones, twos = ",".join("1" * 12), ",".join("2" * 3)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> '
+        f"g (float[1,3,8,8] x) => ({outputs}) <float[4,3,1,1] w = {{{ones}}}, float[3] v = {{{twos}}}, "
+        f"float[1,3,4,1] tall = {{{ones}}}> {{ b = BatchNormalization (x, v, v, v, v)\n {nodes} }}"
+    )
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    return path
+
+
+def test_a_dropout_with_a_mask_that_nobody_reads(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.onnx", "d, mask = Dropout (b)\n y = Conv (d, w)")
+    result = bnfold.fold(path, check=True)
+    assert len(result.plan.folds) == 1
+    assert result.check().verdict == "pass"
+
+
+@pytest.mark.parametrize("axes", ["2, 1, 3", "0, 1, 2", "0, 1, 1, 3", "0, 1, 2, 4"])
+def test_a_transpose_of_other_axes_than_there_are(tmp_path: Path, axes: str) -> None:
+    path = written(tmp_path / "m.onnx", f"t = Transpose <perm = [{axes}]> (b)\n y = Conv (t, w)")
+    with contextlib.suppress(ModelLoadError):  # of another rank, it is no input of a Conv
+        assert len(bnfold.fold(path, leftover="keep").plan.left) == 1
+
+
+def test_a_window_that_is_larger_than_what_it_slides_over(tmp_path: Path) -> None:
+    nodes = (
+        "s = Conv (tall, x)\n n = BatchNormalization (b, v, v, v, v)\n c = Concat <axis = 2> (s, n)\n y = Conv (c, w)"
+    )
+    assert len(bnfold.fold(written(tmp_path / "m.onnx", nodes), leftover="keep").plan.left) >= 1

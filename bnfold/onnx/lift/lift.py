@@ -296,7 +296,7 @@ class _Lifter:
                 name=name,
                 op_type=node.op_type,
                 inputs=inputs[:1],
-                outputs=self._outputs(node, inputs[0].shape),
+                outputs=self._outputs(node, inputs[0].shape)[:1],
                 handle=replace(handle, widened=self._casts.get(handle.index, ())),
                 op=Op.IDENTITY,
                 parameters=cast,

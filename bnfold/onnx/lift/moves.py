@@ -132,8 +132,9 @@ _BROADCASTING: dict[str, Callable[[int], Lifted]] = {
 
 
 def _transpose(view: NodeView) -> Lifted | None:
-    rank = len(view.source or ())
-    return Op.TRANSPOSE, Permutation(ints_attribute(view.node, "perm") or tuple(reversed(range(rank))))
+    axes = [*range(len(view.source or ()))]
+    order = ints_attribute(view.node, "perm") or tuple(reversed(axes))
+    return (Op.TRANSPOSE, Permutation(order)) if sorted(order) == axes else None
 
 
 def _reshape(_: NodeView) -> Lifted | None:

@@ -39,10 +39,14 @@ def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
 
 
 def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:
-    """The shape that a type declares; None for an absent one, whose rank is unknown, while an empty one is a scalar."""
+    """The shape that a type declares; None for an absent one, whose rank is unknown, while an empty one is a scalar.
+
+    A negative size is not known: exporters write −1 for that, and inference where a window does not fit.
+    """
     if not tensor_type.HasField("shape"):
         return None
-    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim)
+    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim)
+    return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)
 
 
 def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:
