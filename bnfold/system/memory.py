@@ -13,7 +13,7 @@ def memory_left() -> int:
     """Bytes that this process can still allocate: the least of what the system, its container and its limit leave."""
     found = [sys.maxsize]
     for measure in (_of_system, _of_container, _of_limit):
-        with suppress(ImportError, OSError, ValueError, IndexError, StopIteration):
+        with suppress(ImportError, OSError, ValueError, LookupError, StopIteration):
             found.append(measure())
     return min(found)
 
@@ -38,7 +38,9 @@ def _of_system() -> int:
 
 def _of_container() -> int:
     most, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-    return max(0, most - used)
+    counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    files = int(counts["inactive_file"]) + int(counts["active_file"])  # what was read or written, and may be dropped
+    return max(0, most - used + files)
 
 
 def _of_limit() -> int:

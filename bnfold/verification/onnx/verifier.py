@@ -32,10 +32,9 @@ from bnfold.verification.runtime.devices import (
     parse_device,
     tensorrt_device,
 )
-from bnfold.verification.runtime.initializers import drop_unused_initializers
 from bnfold.verification.runtime.limits import check_limit, require_threads
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
-from bnfold.verification.runtime.source import ModelLike, Source, injected_values
+from bnfold.verification.runtime.source import ModelLike, Source, injected_values, make_loadable
 
 _Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, names of the outputs
 
@@ -128,7 +127,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         normalise(model.proto)
     with _original_errors(task.original, device):
         with clock.measure("original_session"):
-            session = task.original.session(device)
+            session = task.original.runner(device, original.nbytes)
         with clock.measure("inputs"):
             feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
         with clock.measure("original_runs"):
@@ -155,11 +154,11 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
     first = outcome.references
     if first is None:
         with _original_errors(task.original, device), clock.measure("original_again"):
-            first = task.original.session(device).run(feeds[0])
+            first = task.original.runner(device, original.nbytes).run(feeds[0])
     baseline = Baseline(original, device, task.feeds.seed, feeds, [first, *references])
     try:
         with clock.measure("folded_session"):
-            session = task.folded.session(folded_device)
+            session = task.folded.runner(folded_device, folded.nbytes)
         if problem := _other_interface(interface, (session.inputs, session.outputs)):
             return replace(report, verdict=Verdict.FAIL, reason=problem)
         with clock.measure("folded_runs"):
@@ -200,7 +199,7 @@ def _judge_without_steps(
 
 
 def _session(model: OnnxModel, device: Device) -> Session:
-    drop_unused_initializers(model.proto.graph)
+    make_loadable(model)
     return Session(model.proto.SerializeToString(), device, injected_values(model))
 
 

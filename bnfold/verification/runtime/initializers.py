@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from bnfold.onnx.proto.names import nested
+from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.proto.names import nested, subgraphs
+from bnfold.onnx.proto.walk import all_nodes
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
@@ -23,6 +25,21 @@ def drop_unused_initializers(graph: onnx.GraphProto) -> None:
         del graph.initializer[:], graph.input[:]
         graph.initializer.MergeFrom(rest.initializer)
         graph.input.MergeFrom(rest.input)
+
+
+def referred_initializers(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """The initializers whose values are not in the graph."""
+    return [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def embed_attributes(model: OnnxModel) -> None:
+    """Put the values of tensors in attributes in place: onnxruntime takes only initializers from outside."""
+    for node in all_nodes(model.proto.graph.node):
+        held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
+        held += [tensor for _, graph in subgraphs(node) for tensor in graph.initializer]
+        for tensor in held:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                tensor.CopyFrom(numpy_helper.from_array(model.array(tensor), tensor.name))
 
 
 def initializers_to_inputs(graph: onnx.GraphProto, names: Collection[str]) -> None:

@@ -119,6 +119,7 @@ class Session:
             raise failure_of(error) from error
         self.inputs = tuple(item.name for item in self._session.get_inputs())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
+        self.structured = frozenset(i.name for i in self._session.get_outputs() if not i.type.startswith("tensor("))
         self._speaks_numpy = not any(
             "bfloat16" in item.type for item in (*self._session.get_inputs(), *self._session.get_outputs())
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -14,9 +15,15 @@ from bnfold.input_spec import Array
 from bnfold.model_kind import is_ir_model
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
 from bnfold.onnx.proto.renaming import Names, rename_interface
+from bnfold.system.memory import memory_left
 from bnfold.system.source_file import SourceFile
 from bnfold.verification.runtime.devices import Device
-from bnfold.verification.runtime.initializers import drop_unused_initializers
+from bnfold.verification.runtime.initializers import (
+    drop_unused_initializers,
+    embed_attributes,
+    referred_initializers,
+)
+from bnfold.verification.runtime.parts import PART_NBYTES, InParts
 from bnfold.verification.runtime.sessions import Session
 
 if TYPE_CHECKING:
@@ -91,6 +98,20 @@ class Source:
         assert self.proto is not None  # one of the two is always there
         return from_proto(self.proto)
 
+    def runner(self, device: Device, nbytes: int) -> Session | LargeModel:
+        """The model as it is, loaded on `device` as a whole where that leaves some memory, and otherwise in parts.
+
+        Args:
+            device: Where every heavy node must run.
+            nbytes: The size of the model.
+
+        Raises:
+            DeviceError, ModelLoadError, RuntimeFailure: See `session`.
+        """
+        if nbytes + PART_NBYTES < memory_left():
+            return self.session(device)
+        return LargeModel(self.skeleton(), device)
+
     def session(self, device: Device, *, as_deployed: bool = False) -> Session:
         """The model as it is, loaded on `device`.
 
@@ -116,13 +137,42 @@ class Source:
             return str(self.path), {}
         # By reference again: a serialised copy would double the memory and end at 2 GiB.
         model = self.skeleton()
-        drop_unused_initializers(model.proto.graph)
+        make_loadable(model)
         return model.proto.SerializeToString(), injected_values(model)
+
+
+class LargeModel:
+    """What a Session is, for a model that memory has no room for as a whole.
+
+    Args:
+        model: The model; it is changed.
+        device: Where every heavy node must run.
+    """
+
+    def __init__(self, model: OnnxModel, device: Device) -> None:
+        graph = model.proto.graph
+        make_loadable(model)
+        self._model, self._tensors = model, {tensor.name: tensor for tensor in referred_initializers(graph)}
+        nbytes = {name: model.store.nbytes(tensor) for name, tensor in self._tensors.items()}
+        self._parts = InParts(model.proto, nbytes, device)
+        held = {tensor.name for tensor in graph.initializer}
+        self.inputs = tuple(value.name for value in graph.input if value.name not in held)
+        self.outputs = tuple(value.name for value in graph.output)
+        self.nodes_per_provider: Mapping[str, int] = {}  # each part is looked at, and they are not counted
+        self.nodes_elsewhere: tuple[str, ...] = ()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, object]:
+        """See Session; what the runtime refuses, it refuses here."""
+        (results,) = self._parts.run([feeds], lambda name: self._model.array(self._tensors[name]))
+        return results
+
+
+def make_loadable(model: OnnxModel) -> None:
+    """Let onnxruntime take a skeleton, with the values of its referred initializers beside it."""
+    drop_unused_initializers(model.proto.graph)
+    embed_attributes(model)
 
 
 def injected_values(model: OnnxModel) -> dict[str, Array]:
     """The values of the initializers that a skeleton has by reference."""
-    external = onnx.TensorProto.EXTERNAL
-    return {
-        tensor.name: model.array(tensor) for tensor in model.proto.graph.initializer if tensor.data_location == external
-    }
+    return {tensor.name: model.array(tensor) for tensor in referred_initializers(model.proto.graph)}

@@ -20,9 +20,8 @@ from bnfold.verification.exact.onnx.feeding import feed, is_exact
 from bnfold.verification.exact.onnx.regions import Region
 from bnfold.verification.exact.onnx.wide_sums import widen_sums
 from bnfold.verification.judging.structured_outputs import is_part_of
-from bnfold.verification.onnx.sites.model import embed_attributes
 from bnfold.verification.runtime.devices import cpu_device
-from bnfold.verification.runtime.initializers import drop_unused_initializers
+from bnfold.verification.runtime.initializers import drop_unused_initializers, embed_attributes
 from bnfold.verification.runtime.sessions import RuntimeFailure, Session
 from bnfold.verification.runtime.source import injected_values
 

@@ -19,6 +19,7 @@ from bnfold.verification.onnx.outputs.parameters import open_model
 from bnfold.verification.onnx.outputs.randomness import find_random_node
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.sessions import RuntimeFailure, Session
+from bnfold.verification.runtime.source import LargeModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class Baseline:
     references: Sequence[Results]
 
 
-def compare_runs(session: Session, baseline: Baseline, tolerances: Tolerances | None) -> dict[str, Compared]:
+def compare_runs(
+    session: Session | LargeModel, baseline: Baseline, tolerances: Tolerances | None
+) -> dict[str, Compared]:
     """Run the folded model and compare every output with the original's.
 
     Args:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from onnx import numpy_helper
 
+from bnfold.input_spec import Array
 from bnfold.verification.inputs.feeds import Feed
 from bnfold.verification.judging.noise import STREAM, moved_by_one_ulp
 from bnfold.verification.onnx.outputs.parameters import OpenModel
 from bnfold.verification.runtime.devices import Device
-from bnfold.verification.runtime.sessions import Session
+from bnfold.verification.runtime.parts import InParts
 
 
 def perturbed_runs(
@@ -23,21 +25,25 @@ def perturbed_runs(
         DeviceError: The model does not run on `device`.
         RuntimeFailure: The runtime refuses it.
     """
-    session = None
+    numbers = {tensor.name: number for number, tensor in enumerate(opened.tensors) if tensor.place is None}
+    nbytes = {name: opened.tensors[number].nbytes for name, number in numbers.items()}
+    parts = None
     for draw in draws:
-        rng = np.random.default_rng([seed, draw, STREAM])
-        fed, injected = {}, {}
-        for tensor in opened.tensors:
-            value = tensor.read()
-            if tensor.movable:
-                value = moved_by_one_ulp(value, rng)
+        moved = partial(_moved, opened, seed, draw)
+        for number, tensor in enumerate(opened.tensors):
             if tensor.place is not None:
-                tensor.place.CopyFrom(numpy_helper.from_array(value, tensor.place.name))
-            elif tensor.movable:
-                fed[tensor.name] = value
-            else:
-                injected[tensor.name] = value
-        fed |= {name: np.array(rng.choice([-1, 1]), np.float32) for name in opened.signs}
-        if session is None or opened.holds_parameters:
-            session = Session(opened.proto.SerializeToString(), device, injected)
-        yield [session.run({**feed, **fed}) for feed in feeds]
+                tensor.place.CopyFrom(numpy_helper.from_array(moved(number), tensor.place.name))
+        if parts is None or opened.holds_parameters:
+            parts = InParts(opened.proto, nbytes, device)
+        rng = np.random.default_rng([seed, draw, STREAM])
+        signs = {name: np.array(rng.choice([-1, 1]), np.float32) for name in opened.signs}
+        yield parts.run([{**feed, **signs} for feed in feeds], lambda name, moved=moved: moved(numbers[name]))  # type: ignore[misc]
+
+
+def _moved(opened: OpenModel, seed: int, draw: int, number: int) -> Array:
+    """A tensor as it is in a draw, however often it is read."""
+    tensor = opened.tensors[number]
+    value = tensor.read()
+    if not tensor.movable:
+        return value
+    return moved_by_one_ulp(value, np.random.default_rng([seed, draw, STREAM, number]))

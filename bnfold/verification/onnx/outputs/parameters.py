@@ -36,6 +36,7 @@ class OpenTensor:
     Attributes:
         name: Name of the value.
         movable: Whether it is a parameter.
+        nbytes: Its size.
         read: Gives the stored value.
         place: Where a nested graph holds it; None for a tensor of the main graph, which is fed if it is movable (an
             input is read in place, and may change from run to run) and otherwise injected.
@@ -43,6 +44,7 @@ class OpenTensor:
 
     name: str
     movable: bool
+    nbytes: int
     read: Callable[[], Array]
     place: onnx.TensorProto | None = None
 
@@ -137,7 +139,7 @@ def _open_initializer(model: OnnxModel, tensor: onnx.TensorProto, deciding: Deci
     movable = _is_movable(tensor, tensor.name, deciding)
     if not movable and tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    opened.tensors.append(OpenTensor(tensor.name, movable, _reader(model, tensor)))
+    opened.tensors.append(OpenTensor(tensor.name, movable, model.store.nbytes(tensor), _reader(model, tensor)))
     declared = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
     declared.data_location = onnx.TensorProto.EXTERNAL
     declared.external_data.add(key="location", value="given")
@@ -155,7 +157,8 @@ def _open_held(
     for tensor, name in held:
         movable = bool(name) and _is_movable(tensor, name, deciding)
         if movable or tensor.data_location == onnx.TensorProto.EXTERNAL:
-            opened.tensors.append(OpenTensor(name, movable, _reader(model, tensor), place=tensor))
+            nbytes = model.store.nbytes(tensor)
+            opened.tensors.append(OpenTensor(name, movable, nbytes, _reader(model, tensor), place=tensor))
 
 
 def _is_movable(tensor: onnx.TensorProto, name: str, deciding: Deciding) -> bool:

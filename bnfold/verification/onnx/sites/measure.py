@@ -18,8 +18,9 @@ from bnfold.verification.judging.sites import Probe, SitesOutcome, badness, judg
 from bnfold.verification.judging.structured_outputs import is_part_of
 from bnfold.verification.onnx.sites.model import NoSitesError, SitesModel, build_sites_model
 from bnfold.verification.runtime.devices import Device
-from bnfold.verification.runtime.sessions import RuntimeFailure, Session
-from bnfold.verification.runtime.source import injected_values
+from bnfold.verification.runtime.initializers import referred_initializers
+from bnfold.verification.runtime.parts import InParts
+from bnfold.verification.runtime.sessions import RuntimeFailure
 
 _FAR_OFF = 1e4  # ratio
 
@@ -65,8 +66,10 @@ def _measure(built: SitesModel, original: OnnxModel, device: Device, feed: Mappi
             unreached_note(built.unreached, lost=built.pairing.matters and not built.probes),
         )
     model = built.model
-    session = Session(model.proto.SerializeToString(), device, injected_values(model), in_order=True)
-    results = session.run({**feed, **{tensor.name: model.array(tensor) for tensor in built.weights}})
+    tensors = {tensor.name: tensor for tensor in (*built.weights, *referred_initializers(model.proto.graph))}
+    nbytes = {name: model.store.nbytes(tensor) for name, tensor in tensors.items()}
+    parts = InParts(model.proto, nbytes, device, in_order=True)
+    (results,) = parts.run([feed], lambda name: model.array(tensors[name]))
     measured = [judge_site(probe, results) for probe in built.probes]
     measured.sort(key=badness, reverse=True)
     outputs = [value.name for value in original.proto.graph.output]

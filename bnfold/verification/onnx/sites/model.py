@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 import onnx
 import onnx.inliner
 import onnx.shape_inference
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
-from bnfold.onnx.proto.names import label, opset_version, subgraphs
-from bnfold.onnx.proto.walk import all_nodes
+from bnfold.onnx.proto.names import label, opset_version
 from bnfold.report.records import Site, Verdict
 from bnfold.verification.judging.sites import TINY, NoBoundError, Probe
 from bnfold.verification.onnx.sites.bounds import MAPS
@@ -30,7 +29,11 @@ from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 from bnfold.verification.onnx.sites.folded_twins import Twins, UnreachedError
 from bnfold.verification.onnx.sites.origin import Origin
 from bnfold.verification.onnx.sites.pairing import Pairing, pair
-from bnfold.verification.runtime.initializers import drop_unused_initializers, initializers_to_inputs
+from bnfold.verification.runtime.initializers import (
+    drop_unused_initializers,
+    embed_attributes,
+    initializers_to_inputs,
+)
 
 _MIN_IR_VERSION = 4  # from here on, initializers need not be graph inputs
 
@@ -209,16 +212,6 @@ class _Builder:
             if tensor.data_location == onnx.TensorProto.EXTERNAL and roundoff(tensor.data_type):
                 result.weights.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
         initializers_to_inputs(graph, {tensor.name for tensor in result.weights})
-
-
-def embed_attributes(model: OnnxModel) -> None:
-    """Put the values of tensors in attributes in place: onnxruntime takes only initializers from outside."""
-    for node in all_nodes(model.proto.graph.node):
-        held = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
-        held += [tensor for _, graph in subgraphs(node) for tensor in graph.initializer]
-        for tensor in held:
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                tensor.CopyFrom(numpy_helper.from_array(model.array(tensor), tensor.name))
 
 
 def _with_reason(site: Site, reason: str) -> Site:
