@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,12 +47,28 @@ def test_an_input_of_an_element_type_that_there_is_not(tmp_path: Path) -> None:
     assert (declared.dtype, declared.kind) == (None, "tensor of the unknown element type 128")
 
 
-def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+def exported(path: Path, change: Callable[[bytes], bytes] = bytes) -> Path:
     torch = pytest.importorskip("torch")
     file = io.BytesIO()
     torch.export.save(torch.export.export(torch.nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)), file)
+    path.write_bytes(change(file.getvalue()))
+    return path
+
+
+def test_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = exported(
+        tmp_path / "m.pt2", lambda data: data.replace(b"data/weights/weight_0", b"data/weights/weight\xe2\x28")
+    )
+    with pytest.raises(ModelLoadError, match=r"m\.pt2 is not a complete archive"):
+        bnfold.fold(path)
+
+
+@pytest.mark.parametrize("version", [b"9" * 30, b"three", b""])
+def test_an_archive_with_a_version_that_is_no_number(tmp_path: Path, version: bytes) -> None:
     path = tmp_path / "m.pt2"
-    path.write_bytes(file.getvalue().replace(b"data/weights/weight_0", b"data/weights/weight\xe2\x28"))
+    with zipfile.ZipFile(exported(tmp_path / "good.pt2")) as good, zipfile.ZipFile(path, "w") as archive:
+        for name in good.namelist():
+            archive.writestr(name, version if name.endswith("/version") else good.read(name))
     with pytest.raises(ModelLoadError, match=r"m\.pt2 is not a complete archive"):
         bnfold.fold(path)
 

@@ -234,7 +234,7 @@ def _original_errors(source: Source, device: Device) -> Iterator[None]:
     except RuntimeFailure as failure:
         if failure.kind is FailureKind.UNREADABLE:
             raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
-        if failure.kind in (FailureKind.NO_KERNEL, FailureKind.DEVICE):
+        if failure.kind is FailureKind.NO_KERNEL or (failure.kind is FailureKind.DEVICE and device.kind != "cpu"):
             raise DeviceError(f"{source.label} cannot run on {device.provider}: {failure}") from failure
         raise VerificationError(
             f"{source.label} does not run in onnxruntime, so nothing can be compared with it: {failure}",
@@ -247,5 +247,5 @@ def _folded_failure(failure: RuntimeFailure, source: Source, report: Report) -> 
     if failure.kind is FailureKind.UNREADABLE:
         raise ModelLoadError(f"{source.label} cannot be loaded: {failure}") from failure
     if failure.kind is FailureKind.DEVICE:
-        raise DeviceError(f"{source.label} cannot run: {failure}") from failure
+        raise DeviceError(f"the folded model cannot run: {failure}") from failure
     return does_not_run(report, failure)

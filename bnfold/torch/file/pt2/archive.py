@@ -54,7 +54,7 @@ def check_archive(file: IO[bytes], path: Path) -> None:
     try:
         reader = torch._C.PyTorchFileReader(file)
         sizes = {name: _size(reader, name) for name in reader.get_all_records()}
-    except (RuntimeError, UnicodeDecodeError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:  # the latter two of C++: what should be a number is none
         raise _damaged(path, error) from error
     file.seek(0, io.SEEK_END)
     if sum(sizes.values()) > file.tell():
