@@ -1,6 +1,6 @@
 """The gates as `api` calls them, each imported when it is needed: `import bnfold` stays light."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
@@ -76,11 +76,3 @@ def verified(original: object, folded: object, options: Mapping[str, object]) ->
 
     report: Report = verify(original, folded, **options)  # type: ignore[arg-type]
     return report
-
-
-def together(exact: "Exact", others: "Callable[[], Report]") -> "Report":
-    """What all gates say; after a wrong region, the others are not run."""
-    from bnfold.report import Verdict
-    from bnfold.verification.exact.deciding import decided, failed
-
-    return failed(exact) if exact.verdict is Verdict.FAIL else decided(others(), exact)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from bnfold import checking
 from bnfold.text.tables import Block, as_html, as_text
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ class FoldResult(Generic[ModelT_co]):
         Raises:
             UsageError: A module was folded in place, so that there is no original; or as of `bnfold.verify`.
         """
-        return checking.together(self.check(), lambda: self._verify(self.model, options))
+        return self._verify(self.model, {"exact": self.check(), **options})
 
     def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
         """Writes the folded model, without verifying it.

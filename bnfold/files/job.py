@@ -29,7 +29,7 @@ class Job:
         source: The file that was read, or what a report says of a module.
         stage: Writes the result beside a destination.
         check: The exact gate.
-        verify: Compares what was staged with the original.
+        verify: Compares what was staged with the original, told what the exact gate found.
     """
 
     plan: "Plan"
@@ -40,13 +40,13 @@ class Job:
     source: "Path | FileInfo"
     stage: "Callable[[Path], AbstractContextManager[Staged]]"
     check: "Callable[[], Exact]"
-    verify: "Callable[[Path], Report]"
+    verify: "Callable[[Path, Exact], Report]"
 
     @staticmethod
     def of(
         result: "FoldResult[object]",
         source: "Path | FileInfo",
-        verify: "Callable[[Path], Report]",
+        verify: "Callable[[Path, Exact], Report]",
         *,
         force: bool,
         is_copy: bool = False,
@@ -159,7 +159,6 @@ def describe(model: "Path | FileInfo", *, hashed: bool, data: Sequence[Path] | N
 
 def _verified(job: Job, staged: Path, tell: Progress, *, verifies: bool) -> "Report":
     """What all gates say of a model that was staged; after a wrong region, nothing is run."""
-    from bnfold.checking import together
     from bnfold.report import Report, Verdict
 
     if job.is_copy:
@@ -167,4 +166,4 @@ def _verified(job: Job, staged: Path, tell: Progress, *, verifies: bool) -> "Rep
     if not verifies:
         return Report(Verdict.SKIPPED, "--no-verify was asked for")
     tell("comparing each changed region exactly")
-    return together(job.check(), lambda: job.verify(staged))
+    return job.verify(staged, job.check())

@@ -95,7 +95,7 @@ def _job(source: Path, options: FileOptions) -> Job:
     return Job.of(
         result,
         source,
-        lambda staged: verify(source, staged, **options.verification),  # type: ignore[arg-type]
+        lambda staged, exact: verify(source, staged, exact=exact, **options.verification),  # type: ignore[arg-type]
         force=options.force,
         is_copy=is_onnx and not result.changed,
     )

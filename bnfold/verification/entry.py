@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from bnfold.errors import UsageError
 from bnfold.input_spec import Array, Shapes
 from bnfold.model_kind import is_torch
+from bnfold.report.records import Exact, Verdict
 from bnfold.report.report import Report
 from bnfold.text.progress import Progress
+from bnfold.verification.exact.deciding import decided, failed
+from bnfold.verification.inputs.feeds import FeedRequest
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.onnx.verifier import verify_onnx
 from bnfold.verification.runtime.limits import RUN_LIMIT_S
+from bnfold.verification.runtime.request import Request
 from bnfold.verification.runtime.source import ModelLike
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
     names: Mapping[str, str] | None = None,
+    exact: Exact | None = None,
 ) -> Report:
     """Compare a folded model with its original, by running both, with the runtime's own optimisations off.
 
@@ -74,6 +79,8 @@ def verify(
         threads: How many threads the runtime may have; None for its own choice.
         progress: Told, in words, what is being done.
         names: For inputs and outputs of an ONNX original, what the folded model calls them, if something else.
+        exact: What the exact gate found of this very fold (`FoldResult.check`), as a third gate. After a wrong region
+            nothing is run; and what it proves, no draw of the noise has to.
 
     Returns:
         A report; a difference is a verdict in it, not an error.
@@ -87,46 +94,35 @@ def verify(
         VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
+    if exact is None:
+        is_exact = False
+    elif exact.verdict is Verdict.FAIL:
+        return failed(exact)
+    else:
+        is_exact = exact.verdict is Verdict.PASS
+    request = Request.of(
+        device, rtol, atol, tf32=tf32, timeout_s=timeout_s, threads=threads, progress=progress, is_exact=is_exact
+    )
     if is_torch(original):
         if names:
             raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
+        from bnfold.verification.torch.run.samples import SampleRequest
         from bnfold.verification.torch.verifier import verify_torch
 
-        return verify_torch(
-            cast("TorchLike", original),
-            folded,
-            inputs=inputs,
-            example_inputs=example_inputs,
-            device=device,
-            samples=samples,
-            seed=seed,
-            shapes=shapes,
-            value_ranges=value_ranges,
-            rtol=rtol,
-            atol=atol,
-            tf32=tf32,
-            timeout_s=timeout_s,
-            threads=threads,
-            progress=progress,
+        given = SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges)
+        report = verify_torch(cast("TorchLike", original), folded, given, request)
+    else:
+        if is_torch(folded):
+            message = "the original is an ONNX model, but the folded one is not"
+            raise UsageError(message, hint="Give the PyTorch original.")
+        if example_inputs is not None:
+            raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
+        arrays = cast("Mapping[str, Array] | Sequence[Mapping[str, Array]] | None", inputs)
+        report = verify_onnx(
+            cast(ModelLike, original),
+            cast(ModelLike, folded),
+            FeedRequest.of(arrays, samples, seed, shapes, value_ranges),
+            request,
+            names or {},
         )
-    if is_torch(folded):
-        raise UsageError("the original is an ONNX model, but the folded one is not", hint="Give the PyTorch original.")
-    if example_inputs is not None:
-        raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
-    return verify_onnx(
-        cast(ModelLike, original),
-        cast(ModelLike, folded),
-        inputs=cast("Mapping[str, Array] | Sequence[Mapping[str, Array]] | None", inputs),
-        device=device,
-        samples=samples,
-        seed=seed,
-        shapes=shapes,
-        value_ranges=value_ranges,
-        rtol=rtol,
-        atol=atol,
-        tf32=tf32,
-        timeout_s=timeout_s,
-        threads=threads,
-        progress=progress,
-        names=names,
-    )
+    return report if exact is None else decided(report, exact)

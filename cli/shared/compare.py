@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from bnfold.input_spec import Array
-    from bnfold.report import Report
+    from bnfold.report import Exact, Report
     from bnfold.text.progress import Progress
     from bnfold.torch.file.examples import Call
     from bnfold.verification import InputSpec
@@ -103,6 +103,7 @@ def compare(
     options: Verification,
     call: "Call | None" = None,
     names: Mapping[str, str] | None = None,
+    exact: "Exact | None" = None,
 ) -> "Report":
     """Runs `bnfold.verify` with options as they were typed.
 
@@ -112,6 +113,7 @@ def compare(
         options: The options.
         call: What a torch.nn.Module is called with; the shapes are in it.
         names: What the folded model calls inputs and outputs of the original.
+        exact: What the exact gate found of the fold.
 
     Raises:
         UsageError: An option is malformed or does not fit the model.
@@ -124,6 +126,7 @@ def compare(
             folded,
             example_inputs=call,
             names=names,
+            exact=exact,
             progress=options.progress,
             **options.as_arguments(shapes=call is None),  # type: ignore[arg-type]
         )

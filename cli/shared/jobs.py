@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from bnfold.planning.plan import Plan
-    from bnfold.report import FileInfo, Report
+    from bnfold.report import Exact, FileInfo, Report
 
 _STATE_SUFFIXES = (".safetensors", ".pt")
 _OUTPUTS = {
@@ -113,7 +113,7 @@ def _fold_onnx_file(path: Path, options: FoldOptions, verification: Verification
     return Job.of(
         result,
         path,
-        lambda staged: compare(path, staged, verification),
+        lambda staged, exact: compare(path, staged, verification, exact=exact),
         force=options.force,
         is_copy=not result.changed,
     )
@@ -126,15 +126,19 @@ def _fold_program_file(path: Path, options: FoldOptions, verification: Verificat
         from bnfold.torch.file.load import load_program
 
         program = load_program(path)
-        return _fold_to_onnx(program, path, options, {}, lambda staged: compare(program, staged, verification), stack)
+
+        def verify_onnx(staged: Path, exact: "Exact") -> "Report":
+            return compare(program, staged, verification, exact=exact)
+
+        return _fold_to_onnx(program, path, options, {}, verify_onnx, stack)
     result = bnfold.fold(path, skip=options.skip, only=options.only, leftover=options.leftover, merge=options.merge)
 
-    def verify(staged: Path) -> "Report":
+    def verify(staged: Path, exact: "Exact") -> "Report":
         if options.suffix not in _STATE_SUFFIXES:
-            return compare(path, staged, verification)
+            return compare(path, staged, verification, exact=exact)
         folded = cast("torch.export.ExportedProgram", result.model)
         _require_same_bits(staged, folded.state_dict)
-        return compare(path, folded, verification)
+        return compare(path, folded, verification, exact=exact)
 
     return Job.of(result, path, verify, force=options.force)
 
@@ -148,8 +152,8 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
     if options.suffix in (".pt2", ".onnx"):
         program = _exported(code)
 
-        def verify(staged: Path) -> "Report":
-            return compare(code.module, staged, verification, code.call)
+        def verify(staged: Path, exact: "Exact") -> "Report":
+            return compare(code.module, staged, verification, code.call, exact=exact)
 
         if options.suffix == ".onnx":
             try:
@@ -168,11 +172,11 @@ def _fold_code(model: str, options: FoldOptions, code: Code, verification: Verif
             code.module, code.call, dynamic_shapes=code.dynamic_shapes, skip=options.skip, only=options.only
         )
 
-    def verify_state(staged: Path) -> "Report":
+    def verify_state(staged: Path, exact: "Exact") -> "Report":
         from bnfold.torch.file.state_dict import read_weights
 
         result.model.load_state_dict(cast("dict[str, torch.Tensor]", read_weights(staged)))
-        return compare(code.module, result.model, verification, code.call)
+        return compare(code.module, result.model, verification, code.call, exact=exact)
 
     return Job.of(result, source, verify_state, force=options.force)
 
@@ -215,7 +219,7 @@ def _fold_to_onnx(
     source: "Path | FileInfo",
     options: FoldOptions,
     dynamic: Mapping[str, Mapping[int, str]],
-    verify: "Callable[[Path], Report]",
+    verify: "Callable[[Path, Exact], Report]",
     stack: ExitStack,
 ) -> Job:
     """Folds a program, has torch.onnx export it, and folds the file: what only that graph can express."""

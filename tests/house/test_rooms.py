@@ -50,7 +50,10 @@ ARROWS: dict[str, set[str]] = {
     "torch/module/trials": {"torch/capture", "torch/module"},
     "report": {"planning", "graph"},
     "report/page": {"planning", "report"},
-    "verification": {"report", "torch/capture", "verification/onnx", "verification/torch", "verification/torch/run"}
+    "verification": {
+        *("report", "torch/capture", "verification/exact", "verification/onnx", "verification/torch"),
+        "verification/torch/run",
+    }
     | VERIFICATION,
     "verification/judging": {"report"},
     "verification/inputs": {"report", "onnx/proto", "verification/judging", "verification/runtime"},
@@ -73,7 +76,7 @@ ARROWS: dict[str, set[str]] = {
         *("report", "graph", "planning", "torch/fx", "torch/lift", "verification/torch/run"),
     }
     | VERIFICATION,
-    "verification/exact": {"algebra", "graph", "planning", "report"},
+    "verification/exact": {"algebra", "graph", "planning", "report", "verification/judging"},
     "verification/exact/onnx": {
         *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/proto"),
         *("verification/exact", "verification/onnx/outputs", "verification/onnx/sites"),
@@ -88,13 +91,13 @@ ARROWS: dict[str, set[str]] = {
         *("planning", "report", "onnx", "onnx/file", "torch/capture", "torch/program", "torch/module", "verification"),
         *("verification/exact", "verification/exact/onnx", "verification/exact/torch"),
     },
-    "result": {"checking", "planning", "report"},
+    "result": {"planning", "report"},
     "api": {
         *("checking", "planning", "result", "onnx", "onnx/file", "torch/file", "torch/capture"),
         *("torch/program", "torch/module"),
     },
     "loading": {"torch/capture", "torch/file", "torch/module/structure"},
-    "files": {"api", "checking", "planning", "report", "report/page", "result", "onnx/file", "verification"},
+    "files": {"api", "planning", "report", "report/page", "result", "onnx/file", "verification"},
     "__main__": {"cli"},
     "": {"api", "files", "latency", "loading", "planning", "report", "result", "verification"},
     "cli": {"", "cli/shared", "files", "planning", "report", "latency", "verification/runtime"},

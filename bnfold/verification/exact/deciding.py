@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bnfold.report.records import Exact, Verdict
 from bnfold.report.report import Report
+from bnfold.verification.judging.sites import all_pass
 
 
 def decided(report: Report, exact: Exact) -> Report:
@@ -24,8 +25,7 @@ def decided(report: Report, exact: Exact) -> Report:
     report = replace(report, exact=exact, timings_s={**report.timings_s, "exact": exact.duration_s})
     if exact.verdict is Verdict.FAIL:
         return replace(report, verdict=Verdict.FAIL, reason=exact.reason)
-    proved = exact.verdict is Verdict.PASS and report.sites and not report.sites_note
-    proved = proved and all(site.verdict is Verdict.PASS for site in report.sites)
+    proved = exact.verdict is Verdict.PASS and all_pass(report.sites, report.sites_note)
     asked_for = report.config is not None and (report.config.rtol is not None or report.config.atol is not None)
     if not proved or asked_for:
         return report

@@ -3,7 +3,8 @@
 One draw decides only in favour of outputs within a third of the limit. To let one pass that is beyond the limit
 it would have to be three times too large by chance, which is rarer than that the median of a few, which decides up to
 half of the limit, is twice too large. Of fewer than four numbers, all samples together, chance makes much, and one draw
-decides nothing.
+decides nothing. Where the other gates prove the fold, outputs that pass by one draw confirm it: more draws could find
+no more than that the outputs do not tell, which would not be the verdict.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def judge_by_draws(
     compared: Mapping[str, Compared],
     draw: Callable[[range, Shifts], tuple[Collection[str], str]],
     oracles: Mapping[str, Sequence[Oracle]],
+    *,
+    proved: bool = False,
 ) -> tuple[tuple[OutputMetrics, ...], int]:
     """Metrics and verdict of every output, and the number of draws behind them.
 
@@ -34,6 +37,7 @@ def judge_by_draws(
         draw: Runs the copies of these numbers and adds how they moved; gives the outputs that no parameter leads to,
             and why the copies do not run, "" if they do.
         oracles: For each output the distances from the truth, where something tells the truth.
+        proved: Whether the other gates prove the fold.
     """
     shifts: Shifts = {name: [] for name in compared}
     outputs: tuple[OutputMetrics, ...] = ()
@@ -52,10 +56,15 @@ def judge_by_draws(
             )
             for name, runs in compared.items()
         )
-        enough = all(map(_is_plain, outputs)) if draws.stop == 1 else not any(map(deserves_more_draws, outputs))
+        is_plain = _passes if proved else _is_plain
+        enough = all(map(is_plain, outputs)) if draws.stop == 1 else not any(map(deserves_more_draws, outputs))
         if failure or enough:
             break
     return outputs, max(map(len, shifts.values()), default=0)
+
+
+def _passes(output: OutputMetrics) -> bool:
+    return output.verdict is Verdict.PASS
 
 
 def _is_plain(output: OutputMetrics) -> bool:
@@ -63,4 +72,4 @@ def _is_plain(output: OutputMetrics) -> bool:
     if math.prod(output.shape) * output.samples < _ENOUGH_NUMBERS:
         return False
     ratios = (output.noise_ratio, output.float64_ratio)
-    return output.verdict is Verdict.PASS and all(ratio is None or ratio <= NOISE_LIMIT / 3 for ratio in ratios)
+    return _passes(output) and all(ratio is None or ratio <= NOISE_LIMIT / 3 for ratio in ratios)

@@ -67,6 +67,16 @@ class SitesOutcome:
     note: str = ""
     references: Mapping[str, object] | None = None
 
+    @property
+    def all_pass(self) -> bool:
+        """Whether everything that changed was measured, and is within its rounding bound."""
+        return all_pass(self.sites, self.note)
+
+
+def all_pass(sites: Sequence[Site], note: str | None) -> bool:
+    """Whether everything that changed was measured (no note says why not), and is within its rounding bound."""
+    return bool(sites) and not note and all(site.verdict is Verdict.PASS for site in sites)
+
 
 def worst_of(outcomes: Sequence[SitesOutcome]) -> SitesOutcome:
     """What the gate found on several samples: of each site the worst, and what is not a pass before what is one."""

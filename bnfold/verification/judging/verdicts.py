@@ -9,7 +9,7 @@ from bnfold.report.records import InputInfo, OutputMetrics, Site, Verdict, Verif
 from bnfold.report.report import Report
 from bnfold.verification.judging.comparing import Tolerances
 from bnfold.verification.judging.gate import NOISE_LIMIT
-from bnfold.verification.judging.sites import SITE_LIMIT, worst_failure
+from bnfold.verification.judging.sites import SITE_LIMIT, all_pass, worst_failure
 
 
 def config_of(seed: int, samples: int, inputs: tuple[InputInfo, ...], tolerances: Tolerances | None) -> VerifyConfig:
@@ -38,7 +38,7 @@ def decide(
 def sites_do_not_explain(outputs: Sequence[OutputMetrics], sites: Sequence[Site]) -> bool:
     """Whether outputs fail by what may be rounding, and no site does: then those of other samples tell more."""
     failing = any(output.verdict is Verdict.FAIL and output.may_be_rounding for output in outputs)
-    return failing and bool(sites) and all(site.verdict is Verdict.PASS for site in sites)
+    return failing and all_pass(sites, "")
 
 
 def worst_output(outputs: Sequence[OutputMetrics]) -> tuple[Verdict, str]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
-from bnfold.input_spec import Array, Shapes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.proto.normalise import normalise
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
-from bnfold.text.progress import Progress
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
-from bnfold.verification.inputs.sampling import Range, declared_inputs
+from bnfold.verification.inputs.sampling import declared_inputs
 from bnfold.verification.inputs.shapes import unequal_sizes
-from bnfold.verification.judging.comparing import Compared, Tolerances, metrics_only
+from bnfold.verification.judging.comparing import Compared, metrics_only
 from bnfold.verification.judging.sites import worst_of
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run, sites_do_not_explain
 from bnfold.verification.onnx.outputs.evidence import Baseline, compare_runs, judge_outputs
@@ -29,10 +27,9 @@ from bnfold.verification.runtime.devices import (
     DeviceRequest,
     cpu_device,
     cuda_device,
-    parse_device,
     tensorrt_device,
 )
-from bnfold.verification.runtime.limits import check_limit, require_threads
+from bnfold.verification.runtime.request import Request
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, Session, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source, injected_values, make_loadable
 
@@ -41,85 +38,64 @@ _Interface = tuple[tuple[str, ...], tuple[str, ...]]  # names of the inputs, nam
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What was asked for."""
+    """What is compared, and how."""
 
-    device: DeviceRequest
     original: Source
     folded: Source
     feeds: FeedRequest
-    tolerances: Tolerances | None
-    tf32: bool
-    progress: Progress | None
+    request: Request
 
 
 def verify_onnx(
-    original: ModelLike,
-    folded: ModelLike,
-    *,
-    inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None,
-    device: str,
-    samples: int,
-    seed: int,
-    shapes: Shapes | None,
-    value_ranges: Mapping[str, Range] | None,
-    rtol: float | None,
-    atol: float | None,
-    tf32: bool,
-    timeout_s: float,
-    threads: int | None,
-    progress: Progress | None,
-    names: Mapping[str, str] | None,
+    original: ModelLike, folded: ModelLike, feeds: FeedRequest, request: Request, names: Mapping[str, str]
 ) -> Report:
-    """Compare a folded ONNX model with its original; see `bnfold.verification.verify` for the arguments.
+    """Compare a folded ONNX model with its original.
+
+    Args:
+        original: The original.
+        folded: The folded model.
+        feeds: What was said about inputs.
+        request: How they are compared.
+        names: For inputs and outputs of the original, what the folded model calls them, if something else.
 
     Raises:
-        UsageError: An argument is out of range, names no input, or contradicts the model.
+        UsageError: An argument names no input, or contradicts the model.
         ModelLoadError: A model cannot be read.
         UnsafeModelError: A model reaches for files outside its folder.
         UnsupportedModelError: An input without data is of a type that no value can be made up for.
         VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
-    task = _Task(
-        parse_device(device, tf32=tf32),
-        Source.of(original, "original"),
-        Source.of(folded, "folded").called(names or {}),
-        FeedRequest.of(inputs, samples, seed, shapes, value_ranges),
-        Tolerances.of(rtol, atol),
-        tf32,
-        progress,
-    )
-    limit_s = check_limit(timeout_s)
-    require_threads(threads)
-    if task.device is DeviceRequest.CPU:
-        return _verify_on(replace(cpu_device(), run_limit_s=limit_s, threads=threads), task)
-    if task.device is DeviceRequest.TENSORRT:
-        tensorrt = replace(tensorrt_device(), run_limit_s=limit_s, threads=threads)
-        cuda = replace(cuda_device(), run_limit_s=limit_s, threads=threads)
+    task = _Task(Source.of(original, "original"), Source.of(folded, "folded").called(names), feeds, request)
+    if request.device is DeviceRequest.CPU:
+        return _verify_on(request.limited(cpu_device()), task)
+    if request.device is DeviceRequest.TENSORRT:
+        tensorrt, cuda = request.limited(tensorrt_device()), request.limited(cuda_device())
         for needed in (cuda, tensorrt):
             check_device_works(needed)
         return _verify_on(cuda, task, deployed_on=tensorrt)
     try:
-        gpu = replace(cuda_device(), run_limit_s=limit_s, threads=threads)
+        gpu = request.limited(cuda_device())
         check_device_works(gpu)
         return _verify_on(gpu, task)
     except DeviceError as error:
-        if task.device is DeviceRequest.CUDA:
+        if request.device is DeviceRequest.CUDA:
             raise
         reason = str(error)
-    return _verify_on(replace(cpu_device(), run_limit_s=limit_s, threads=threads), task, fell_back=reason)
+    return _verify_on(request.limited(cpu_device()), task, fell_back=reason)
 
 
 def _verify_on(
     device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
 ) -> Report:
-    clock = Clock(task.progress)
+    clock = Clock(task.request.progress)
     with clock.measure("total"):
         report = _compare_models(device, deployed_on or device, task, clock, fell_back)
     return replace(report, timings_s=clock.timings_s)
 
 
 def _compare_models(device: Device, folded_device: Device, task: _Task, clock: Clock, fell_back: str | None) -> Report:
+    tolerances = task.request.tolerances
     original = task.original.skeleton()
     folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
     for model in (original, folded):
@@ -132,11 +108,11 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
             feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
         with clock.measure("original_runs"):
             references = [session.run(feed) for feed in feeds[1:]]
-    config = config_of(task.feeds.seed, len(feeds), inputs, task.tolerances)
+    config = config_of(task.feeds.seed, len(feeds), inputs, tolerances)
     note = unequal_sizes(declared_inputs(original.proto), {info.name: info.shape for info in inputs})
     config = replace(config, inputs_note=note)
     info = DeviceInfo(
-        requested=task.device.value,
+        requested=task.request.device.value,
         used=folded_device.kind,
         name=folded_device.name,
         provider=folded_device.provider,
@@ -149,29 +125,30 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
     del session  # the models and the copies run one after another: one set of weights in memory at a time
     with clock.measure("sites"):
         outcome = measure_sites(original, folded, device, feeds[0])
-    stepless = None if task.tolerances else Stepless.of(original, folded)
+    stepless = None if tolerances else Stepless.of(original, folded)
     report = replace(report, sites=outcome.sites, sites_note=outcome.note)
     first = outcome.references
     if first is None:
         with _original_errors(task.original, device), clock.measure("original_again"):
             first = task.original.runner(device, original.nbytes).run(feeds[0])
-    baseline = Baseline(original, device, task.feeds.seed, feeds, [first, *references])
+    proved = task.request.is_exact and outcome.all_pass
+    baseline = Baseline(original, device, task.feeds.seed, feeds, [first, *references], proved)
     try:
         with clock.measure("folded_session"):
             session = task.folded.runner(folded_device, folded.nbytes)
         if problem := _other_interface(interface, (session.inputs, session.outputs)):
             return replace(report, verdict=Verdict.FAIL, reason=problem)
         with clock.measure("folded_runs"):
-            compared = compare_runs(session, baseline, task.tolerances)
+            compared = compare_runs(session, baseline, tolerances)
         del session
     except RuntimeFailure as failure:
         return _folded_failure(failure, task.folded, report)
-    if task.tf32 and device.kind == "cuda":
+    if task.request.tf32 and device.kind == "cuda":
         with clock.measure("as_deployed"):
             report = replace(report, as_deployed=_run_as_deployed(task.folded, device, baseline))
     with clock.measure("noise"):
         outputs, draws = (
-            judge_outputs(compared, baseline, task.tolerances)
+            judge_outputs(compared, baseline, tolerances)
             if stepless is None
             else _judge_without_steps(stepless, compared, baseline)
         )
@@ -180,7 +157,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
             others = [measure_sites(original, folded, device, feed) for feed in feeds[1:]]
         outcome = worst_of([outcome, *others])
         report = replace(report, sites=outcome.sites, sites_note=outcome.note)
-    verdict, reason = decide(outputs, outcome.sites, task.tolerances)
+    verdict, reason = decide(outputs, outcome.sites, tolerances)
     return replace(report, verdict=verdict, reason=reason, outputs=outputs, config=replace(config, noise_draws=draws))
 
 

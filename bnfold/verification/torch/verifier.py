@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, cast
 
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
-from bnfold.input_spec import Shapes
 from bnfold.model_kind import is_torch
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
-from bnfold.text.progress import Progress
-from bnfold.torch.capture.example_inputs import ExampleInputs, array_hint
-from bnfold.verification.inputs.sampling import Range
+from bnfold.torch.capture.example_inputs import array_hint
 from bnfold.verification.judging.comparing import (
     Compared,
     Results,
@@ -25,8 +22,8 @@ from bnfold.verification.judging.comparing import (
 )
 from bnfold.verification.judging.sites import SitesOutcome, worst_of
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run, sites_do_not_explain
-from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, parse_device
-from bnfold.verification.runtime.limits import check_limit, require_threads
+from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device
+from bnfold.verification.runtime.request import Request
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure, check_device_works
 from bnfold.verification.runtime.source import ModelLike, Source
 from bnfold.verification.torch.outputs.oracle import Judged, Measured, judge_by_noise
@@ -34,7 +31,7 @@ from bnfold.verification.torch.run.devices import limited_to, torch_device
 from bnfold.verification.torch.run.evaluation import Placement
 from bnfold.verification.torch.run.folded import OnnxFolded
 from bnfold.verification.torch.run.sample import Sample
-from bnfold.verification.torch.run.samples import Given, SampleRequest, make_samples
+from bnfold.verification.torch.run.samples import SampleRequest, make_samples
 from bnfold.verification.torch.run.subject import RunError, Runner, Subject, TorchLike, check_modes
 from bnfold.verification.torch.sites.measure import measure_sites
 
@@ -45,27 +42,21 @@ AnyModel: TypeAlias = TorchLike | ModelLike
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """What was asked for.
+    """What is compared, and how.
 
     Attributes:
-        device: The device.
         original: The original.
         folded: The folded model, if PyTorch runs it.
         onnx: The folded model, if onnxruntime does.
         samples: What was said about inputs.
-        tolerances: What the caller accepts, or None.
-        tf32: Whether a run as deployed was asked for.
-        progress: Told what is being done.
+        request: How they are compared.
     """
 
-    device: DeviceRequest
     original: Subject
     folded: Subject | None
     onnx: Source | None
     samples: SampleRequest
-    tolerances: Tolerances | None
-    tf32: bool
-    progress: Progress | None
+    request: Request
 
     @property
     def folded_label(self) -> str:
@@ -73,56 +64,38 @@ class _Task:
         return self.folded.label if self.folded is not None else cast(Source, self.onnx).label
 
 
-def verify_torch(
-    original: TorchLike,
-    folded: AnyModel,
-    *,
-    inputs: Given | Sequence[Given] | None,
-    example_inputs: ExampleInputs | None,
-    device: str,
-    samples: int,
-    seed: int,
-    shapes: Shapes | None,
-    value_ranges: Mapping[str, Range] | None,
-    rtol: float | None,
-    atol: float | None,
-    tf32: bool,
-    timeout_s: float,
-    threads: int | None,
-    progress: Progress | None,
-) -> Report:
-    """Compare a folded model with its PyTorch original; see `bnfold.verification.verify` for the arguments.
+def verify_torch(original: TorchLike, folded: AnyModel, samples: SampleRequest, request: Request) -> Report:
+    """Compare a folded model with its PyTorch original.
+
+    Args:
+        original: The original.
+        folded: The folded model.
+        samples: What was said about inputs.
+        request: How they are compared.
 
     Raises:
-        UsageError: An argument is out of range, or contradicts the model.
+        UsageError: An argument contradicts the model.
         ModelLoadError: A model cannot be read.
         UnsafeModelError: A file would run code, or reaches for files outside its folder.
         UnsupportedModelError: A model is of a kind that cannot be run with other parameters.
         VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used.
     """
-    request = parse_device(device, tf32=tf32)
     in_torch = is_torch(folded)
     task = _Task(
-        request,
         Subject.of(original, "original"),
         Subject.of(cast(TorchLike, folded), "folded") if in_torch else None,
         None if in_torch else Source.of(cast(ModelLike, folded), "folded"),
-        SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges),
-        Tolerances.of(rtol, atol),
-        tf32,
-        progress,
+        samples,
+        request,
     )
     if task.folded is not None:
         check_modes(task.original, task.folded)
-    limit_s = check_limit(timeout_s)
-    require_threads(threads)
     used, onnx_device, fell_back = _devices(task)
-    used = replace(used, run_limit_s=limit_s)
-    onnx_device = onnx_device and replace(onnx_device, run_limit_s=limit_s, threads=threads)
-    clock = Clock(task.progress)
-    with clock.measure("total"), limited_to(threads):
-        report = _compare(task, used, onnx_device, fell_back, clock)
+    onnx_device = onnx_device and request.limited(onnx_device)
+    clock = Clock(request.progress)
+    with clock.measure("total"), limited_to(request.threads):
+        report = _compare(task, request.limited(used), onnx_device, fell_back, clock)
     return replace(report, timings_s=clock.timings_s)
 
 
@@ -132,7 +105,7 @@ def _devices(task: _Task) -> tuple[Device, Device | None, str | None]:
     Raises:
         DeviceError: One of them cannot use what was asked for.
     """
-    used, fell_back = torch_device(task.device)
+    used, fell_back = torch_device(task.request.device)
     if task.onnx is None:
         return used, None, fell_back
     if used.kind == "cuda":
@@ -140,7 +113,7 @@ def _devices(task: _Task) -> tuple[Device, Device | None, str | None]:
             gpu = cuda_device()
             check_device_works(gpu)
         except DeviceError as error:
-            if task.device is DeviceRequest.CUDA:
+            if task.request.device is DeviceRequest.CUDA:
                 raise
             return torch_device(DeviceRequest.CPU)[0], cpu_device(), str(error)
         return used, gpu, None
@@ -148,6 +121,7 @@ def _devices(task: _Task) -> tuple[Device, Device | None, str | None]:
 
 
 def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back: str | None, clock: Clock) -> Report:
+    tolerances = task.request.tolerances
     samples, inputs = make_samples(task.original, task.samples)
     seed = task.samples.seed
     try:
@@ -167,7 +141,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
             f"{task.original.label} computes {placement.heavy_elsewhere} where {device.kind} was asked for",
             hint="Its own code puts tensors there; verify with --device cpu.",
         )
-    config = config_of(seed, len(samples), inputs, task.tolerances)
+    config = config_of(seed, len(samples), inputs, tolerances)
     report = Report(
         Verdict.INCONCLUSIVE,
         "nothing was compared",
@@ -181,18 +155,19 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
         found = _run_folded(task, device, onnx_device, samples, references[0])
     if isinstance(found, str):
         return does_not_run(report, found)
-    compared = compare_results(references, found, task.tolerances)
-    if task.tf32 and device.kind == "cuda":
+    compared = compare_results(references, found, tolerances)
+    if task.request.tf32 and device.kind == "cuda":
         with clock.measure("as_deployed"):
             report = replace(report, as_deployed=_run_as_deployed(task, device, onnx_device, samples, references))
     with clock.measure("noise"):
-        measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared)
-        judged = _judge(measured, task.tolerances, random)
+        proved = task.request.is_exact and outcome.all_pass
+        measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared, proved)
+        judged = _judge(measured, tolerances, random)
     if sites_do_not_explain(judged.outputs, outcome.sites):
         with clock.measure("other_sites"):
             outcome = worst_of([outcome, *(_sites(task, device, sample) for sample in samples[1:])])
         report = replace(report, sites=outcome.sites, sites_note=outcome.note)
-    verdict, reason = decide(judged.outputs, outcome.sites, task.tolerances)
+    verdict, reason = decide(judged.outputs, outcome.sites, tolerances)
     oracle = "float64" if judged.has_oracle else "none"
     config = replace(config, noise_draws=judged.draws, oracle=oracle, oracle_note=judged.note)
     return replace(report, verdict=verdict, reason=reason, outputs=judged.outputs, config=config)
@@ -282,7 +257,7 @@ def _device_info(
 ) -> DeviceInfo:
     provider = device.provider if onnx_device is None else f"{device.provider} and {onnx_device.provider}"
     return DeviceInfo(
-        requested=task.device.value,
+        requested=task.request.device.value,
         used=device.kind,
         name=device.name,
         provider=provider,

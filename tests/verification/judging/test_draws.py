@@ -12,7 +12,7 @@ from bnfold.verification.judging.noise import Shift
 NOISE = 1e-4
 
 
-def judged(ratio: float, noises: list[float], numbers: int = 4) -> tuple[Verdict, int]:
+def judged(ratio: float, noises: list[float], numbers: int = 4, *, proved: bool = False) -> tuple[Verdict, int]:
     """An output that is `ratio` times as far off as the usual noise, under draws of these sizes, then of the usual."""
     original = np.ones(numbers, np.float32)
     folded = original + np.float32(ratio * NOISE / 2)
@@ -22,7 +22,7 @@ def judged(ratio: float, noises: list[float], numbers: int = 4) -> tuple[Verdict
         shifts["y"] += [[Shift([*noises, *[NOISE] * 16][number], changed=False)] for number in draws]
         return [], ""
 
-    (output,), draws = judge_by_draws(compared, draw, {})
+    (output,), draws = judge_by_draws(compared, draw, {}, proved=proved)
     return output.verdict, draws
 
 
@@ -46,3 +46,13 @@ def test_draws_are_made_until_a_verdict_is_plain(ratio: float, noises: list, ver
 
 def test_of_a_few_numbers_one_draw_decides_nothing() -> None:
     assert judged(0.5, [], numbers=3) == (Verdict.PASS, 4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noises", "verdict", "draws"),
+    [(3, [], Verdict.PASS, 1), (5, [], Verdict.FAIL, 16), (3, [0.0], Verdict.PASS, 16)],
+)
+def test_outputs_of_a_proved_fold_confirm_it_by_one_draw(
+    ratio: float, noises: list, verdict: Verdict, draws: int
+) -> None:
+    assert judged(ratio, noises, numbers=3, proved=True) == (verdict, draws)

@@ -44,6 +44,7 @@ class Measured:
         references: What the original gave, for each sample.
         results: What the folded model gave, for each sample.
         compared: The two, compared.
+        proved: Whether the other gates prove the fold, so that the outputs do no more than confirm it.
     """
 
     original: Subject
@@ -54,6 +55,7 @@ class Measured:
     references: Sequence[Results]
     results: Sequence[Results]
     compared: Mapping[str, Compared]
+    proved: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +103,7 @@ def judge_by_noise(measured: Measured) -> Judged:
         except RunError as error:
             return frozenset(), str(error)
 
-    outputs, draws = judge_by_draws(measured.compared, draw, oracles)
+    outputs, draws = judge_by_draws(measured.compared, draw, oracles, proved=measured.proved)
     return Judged(outputs, draws, truth is not None, note)
 
 
