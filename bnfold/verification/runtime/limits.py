@@ -10,6 +10,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from bnfold.errors import UsageError, VerificationError
@@ -94,7 +95,7 @@ def run_here(run: Callable[[], _Result], limit_s: float) -> _Result:
     Raises:
         VerificationError: The time is up.
     """
-    caller, guard, over = threading.get_ident(), threading.Lock(), threading.Event()
+    caller, guard, over, raised = threading.get_ident(), threading.Lock(), threading.Event(), threading.Event()
 
     def watch() -> None:
         patience_s = min(limit_s, threading.TIMEOUT_MAX)
@@ -102,12 +103,19 @@ def run_here(run: Callable[[], _Result], limit_s: float) -> _Result:
             patience_s = _AGAIN_S  # whoever catches everything has to catch it for ever
             with guard:
                 if not over.is_set():
+                    raised.set()
                     _raise_in(caller, ctypes.py_object(_TimeUp))
 
     def end() -> None:
         with guard:
             over.set()
-            _raise_in(caller, None)  # what has not been raised yet is not raised any more
+        if raised.is_set():
+            # What has not been raised yet is raised here, for the last time. It is not taken back: Python 3.11 would
+            # stay alarmed, and run in a circle under a profiler.
+            with suppress(_TimeUp):
+                _raise_in(caller, ctypes.py_object(_TimeUp))
+                while True:
+                    pass
 
     # one function and no context manager: an exception between the frames of one would leave the watch running
     try:
@@ -121,7 +129,7 @@ def run_here(run: Callable[[], _Result], limit_s: float) -> _Result:
         raise _over(limit_s) from None
 
 
-def _raise_in(thread: int, exception: ctypes.py_object[type[BaseException]] | None) -> None:
+def _raise_in(thread: int, exception: ctypes.py_object[type[BaseException]]) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
 
 

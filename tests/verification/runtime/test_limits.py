@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import cProfile
 import signal
 import sys
 import threading
@@ -75,6 +76,13 @@ def test_what_ends_in_time_is_left_alone() -> None:
     with pytest.raises(ZeroDivisionError):
         limits.run_here(lambda: 1 // 0, 60)
     assert threading.active_count() < 10
+
+
+def test_a_run_under_a_profiler_ends() -> None:
+    """Python 3.11 never ends a call once an exception was taken back that nobody had raised."""
+    with cProfile.Profile():
+        assert limits.run_here(lambda: 1, 60) == 1
+        assert sorted([2, 1]) == [1, 2]
 
 
 def test_a_limit_that_comes_just_too_late_raises_nothing() -> None:
