@@ -31,7 +31,7 @@ PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of
 """What `LinearMap.partial_kernel` says of a convolution with padding."""
 
 IS_TRANSPOSED = "is transposed, so its outputs do not each sum the whole kernel"
-"""What it says of a transposed convolution whose outputs are not simply products with one tap."""
+"""What it says of a transposed convolution with outputs that miss some taps."""
 
 _BLOCK_ELEMENTS = 1 << 16
 """How many weights are widened to float64 at a time: a block stays in the cache of a core."""
@@ -52,6 +52,18 @@ class Window:
     dilations: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+
+    def leaves_whole_sums(self, kernel: tuple[int, ...]) -> bool:
+        """Whether a transposed convolution gives only outputs that sum its whole kernel, where others are cut off.
+
+        With stride 1, output o sums the taps j for which o + before − dilation·j is a place of the input.
+
+        Args:
+            kernel: The size of the kernel.
+        """
+        reaches = [dilation * (size - 1) for dilation, size in zip(self.dilations, kernel, strict=True)]
+        cut = [min(pair) for pair in zip(self.before, self.after, strict=True)]
+        return set(self.strides) == {1} and all(less >= reach for less, reach in zip(cut, reaches, strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -215,9 +215,9 @@ def as_bytes(model: onnx.ModelProto) -> bytes:
 _MAY_GO = frozenset(
     "BatchNormalization Constant Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze"
     " Unsqueeze Flatten Concat Slice Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where"
-    " Equal Tile QuantizeLinear DequantizeLinear".split()
+    " Equal Tile QuantizeLinear DequantizeLinear Scaler".split()
 )
-"""BN, and what constants are made of."""
+"""BN, other affines, and what constants are made of."""
 
 _MAY_MERGE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum", "AveragePool", "Dropout"})
 """What branches are made of; the one that stands for all may get other attributes."""

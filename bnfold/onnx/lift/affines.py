@@ -9,7 +9,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.graph import Value
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.proto.names import is_standard
+from bnfold.onnx.proto.names import find_attribute, is_standard
 
 _MOST_CONSTANT_ELEMENTS = 1 << 22
 """A larger constant is no affine that anybody wants to see in float64."""
@@ -18,7 +18,7 @@ _STORED = frozenset(dtype.name for dtype in STORAGE_DTYPES)
 
 
 def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Affine | None:
-    """Reads a Neg, or an Add, Sub, Mul or Div with a constant, as an affine of its other operand.
+    """Reads a Neg, a Scaler, or an Add, Sub, Mul or Div with a constant, as an affine of its other operand.
 
     Args:
         node: The node.
@@ -33,6 +33,8 @@ def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Af
     if is_standard(node, "Neg"):
         one = np.ones((1,) * len(source.shape))
         return Affine(-one, 0 * one) if source.dtype in _STORED else None
+    if is_scaler(node):
+        return _scaler(node, source)
     if not is_standard(node, "Add", "Sub", "Mul", "Div") or len(node.input) != 2:
         return None
     position = 0 if constants.is_constant(node.input[0]) else 1
@@ -59,3 +61,23 @@ def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Af
         case "Mul", _:
             return Affine(array, zero)
     return Affine(1.0 / array, zero) if position == 1 and array.all() else None
+
+
+def is_scaler(node: onnx.NodeProto) -> bool:
+    """Whether a node is the Scaler that scikit-learn's pipelines become: (x − offset) · scale."""
+    return node.domain == "ai.onnx.ml" and node.op_type == "Scaler"
+
+
+def _scaler(node: onnx.NodeProto, source: Value) -> Affine | None:
+    """It is defined for one row or several, and its result is float32."""
+    arrays = [
+        np.array(given.floats, np.float64) for name in ("offset", "scale") if (given := find_attribute(node, name))
+    ]
+    rank = len(source.shape or ())
+    if len(arrays) != 2 or source.dtype != "float32" or rank not in (1, 2):
+        return None
+    size = (source.shape or ())[-1]
+    if arrays[0].size != arrays[1].size or arrays[0].size not in (1, size) or not np.isfinite(arrays).all():
+        return None
+    offset, scale = (array.reshape((1,) * (rank - 1) + (-1,)) for array in arrays)
+    return Affine(scale, -scale * offset)

@@ -220,6 +220,7 @@ def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) ->
             f" or kernel_shape {list(kernel)}"
         )
         raise ModelLoadError(message)
+    window = lift_window(node, weight.shape[2:])
     linear = LinearMap(
         weight=weight,
         bias=bias,
@@ -227,8 +228,8 @@ def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) ->
         out_first=not transposed,
         output_axis=-1 - spatial,
         input_axis=-1 - spatial,
-        partial_kernel=_partial_kernel(node, weight.shape[2:]),
-        window=lift_window(node, weight.shape[2:]),
+        partial_kernel=_partial_kernel(node, weight.shape[2:], window),
+        window=window,
     )
     if bias is not None and bias.shape != (linear.out_channels,):
         message = f"the bias of {_of(node)} has shape {list(bias.shape)}, not [{linear.out_channels}]"
@@ -236,19 +237,12 @@ def _convolution(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) ->
     return linear
 
 
-def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...]) -> str:
+def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...], window: Window | None) -> str:
+    if node.op_type == "ConvTranspose":
+        return "" if window is not None and window.leaves_whole_sums(kernel) else IS_TRANSPOSED
     auto_pad = string_attribute(node, "auto_pad", "NOTSET")
     pads = ints_attribute(node, "pads") if auto_pad == "NOTSET" else ()
-    padded = any(pads) or auto_pad.startswith("SAME")
-    if node.op_type == "Conv":
-        return PADS_WITH_ZEROS if padded else ""
-    whole = (
-        not padded
-        and all(size == 1 for size in (*kernel, *ints_attribute(node, "strides")))
-        and not any(ints_attribute(node, "output_padding"))
-        and find_attribute(node, "output_shape") is None
-    )
-    return "" if whole else IS_TRANSPOSED
+    return PADS_WITH_ZEROS if any(pads) or auto_pad.startswith("SAME") else ""
 
 
 def lift_window(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Window | None:

@@ -189,7 +189,7 @@ def _convolution(node: fx.Node, given: dict[str, object], weight: Constant, bias
         out_first=not transposed,
         output_axis=-1 - spatial,
         input_axis=-1 - spatial,
-        partial_kernel=_partial_kernel(given, weight.shape[2:], transposed=transposed),
+        partial_kernel=_partial_kernel(given, weight.shape[2:], window, transposed=transposed),
         window=window,
     )
     if bias is not None and bias.shape != (linear.out_channels,):
@@ -224,15 +224,13 @@ def _pads(given: dict[str, object], kernel: tuple[int, ...]) -> tuple[tuple[int,
     return None if pads is None else (pads, pads)
 
 
-def _partial_kernel(given: dict[str, object], kernel: tuple[int, ...], *, transposed: bool) -> str:
+def _partial_kernel(
+    given: dict[str, object], kernel: tuple[int, ...], window: Window | None, *, transposed: bool
+) -> str:
+    if transposed:
+        return "" if window is not None and window.leaves_whole_sums(kernel) else IS_TRANSPOSED
     pads = _pads(given, kernel)
-    padded = pads is None or any(pads[0]) or any(pads[1])
-    if not transposed:
-        return PADS_WITH_ZEROS if padded else ""
-    extra, strides = _numbers(given["output_padding"], len(kernel)), _numbers(given["stride"], len(kernel))
-    known = extra is not None and strides is not None
-    whole = known and not padded and not any(extra or ()) and all(size == 1 for size in (*kernel, *(strides or ())))
-    return "" if whole else IS_TRANSPOSED
+    return PADS_WITH_ZEROS if pads is None or any(pads[0]) or any(pads[1]) else ""
 
 
 def _window(given: dict[str, object], kernel: tuple[int, ...], *, transposed: bool) -> Window | None:

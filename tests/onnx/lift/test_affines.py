@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import oracle_ops
 import pytest
-from onnx_fold import batch_norm, fold, parse, random
+from onnx_fold import batch_norm, fold, parse, random, run_unoptimised
 
 from bnfold.graph import Kind
 
@@ -157,3 +157,28 @@ def test_a_chain_with_a_bn_in_it_becomes_one_when_it_stays(leftover: str) -> Non
     }}"""
     folded = fold(parse(text, c=random(4, 1, 1), **batch_norm(4)), leftover=leftover)
     assert folded.plan.batch_norms == folded.plan.batch_norms_left == 1
+
+
+SCALER = """<ir_version: 10, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+agraph (KIND[3,4] x) => (float[3,2] y) {
+    c = ai.onnx.ml.Scaler <offset=[OFFSET], scale=[SCALE]> (x) y = Gemm (c, w, b)
+}"""
+
+
+@pytest.mark.parametrize(("offset", "scale"), [("1.0, -2.0, 3.0, 0.5", "2.0, 0.5, 1.5, 3.0"), ("2.0", "0.25")])
+def test_the_scaler_of_a_pipeline_goes_into_the_layer_behind_it(offset: str, scale: str) -> None:
+    text = SCALER.replace("KIND", "float").replace("OFFSET", offset).replace("SCALE", scale)
+    model = parse(text, w=random(4, 2, dtype=np.float32), b=random(2, dtype=np.float32))
+    folded = fold(model, compare=False, exactly=True)
+    assert [node.op_type for node in folded.model.graph.node] == ["Gemm"]
+    x = random(3, 4, dtype=np.float32)
+    less, factor = (np.array([float(number) for number in given.split(", ")]) for given in (offset, scale))
+    exact = ((x - less) * factor) @ random(4, 2) + random(2)
+    np.testing.assert_allclose(run_unoptimised(folded.model, {"x": x}), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["double", "int64"])
+def test_a_scaler_that_makes_another_type_stays(kind: str) -> None:
+    text = SCALER.replace("KIND", kind).replace("OFFSET", "1.0").replace("SCALE", "2.0")
+    model = parse(text, w=random(4, 2, dtype=np.float32), b=random(2, dtype=np.float32))
+    assert fold(model, compare=False).model == model

@@ -35,6 +35,14 @@ ROUND_A_BATCH_NORM = {
         lambda: (nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 1, groups=2), nn.BatchNorm2d(6)),
         (2, 4, 5, 5),
     ),
+    "ConvTranspose2d without its border": (
+        lambda: (
+            nn.BatchNorm2d(4),
+            nn.ConvTranspose2d(4, 6, (3, 2), padding=(4, 1), dilation=(2, 1)),
+            nn.BatchNorm2d(6),
+        ),
+        (2, 4, 8, 5),
+    ),
     "Linear": (lambda: (nn.BatchNorm1d(4), nn.Linear(4, 6), nn.BatchNorm1d(6)), (5, 4)),
     "Linear without bias": (lambda: (nn.BatchNorm1d(4), nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6)), (5, 4)),
 }
@@ -53,6 +61,7 @@ PARTIAL = {
     "padded": lambda: (nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1)),
     "padding='same'": lambda: (nn.BatchNorm2d(4), nn.Conv2d(4, 6, (1, 2), padding="same")),
     "transposed": lambda: (nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 2)),
+    "transposed, part of its border": lambda: (nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3, padding=(2, 1))),
     "transposed with stride": lambda: (nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 1, stride=2)),
     "transposed, output padded": lambda: (
         nn.BatchNorm2d(4),

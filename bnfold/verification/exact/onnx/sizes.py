@@ -9,6 +9,7 @@ import onnx.shape_inference
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shape_proofs import read_as_standard
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.verification.inputs.sampling import DeclaredInput, declared_inputs
 
@@ -33,7 +34,9 @@ def sized_types(original: OnnxModel) -> Iterator[ValueTypes]:
     for sizes in _choices(open_):
         sized = _with_sizes(original, declared, sizes)
         try:
-            onnx.shape_inference.infer_shapes(skeleton_for_inference(sized), strict_mode=True, data_prop=True)
+            skeleton = skeleton_for_inference(sized)
+            read_as_standard(skeleton)
+            onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
             yield value_types(with_inferred_shapes(sized).graph)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             continue

@@ -18,6 +18,7 @@ from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType, Float64Array, 
 from bnfold.graph import AffineNode, MapNode, Op, OpNode
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
+from bnfold.onnx.lift.affines import is_scaler
 from bnfold.onnx.lift.lift import Handle, Scope, lift
 from bnfold.onnx.lift.nodes import bias_position
 from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
@@ -109,6 +110,9 @@ class _Writer:
             return
         for index in (handle.index, *handle.chain):
             part = scope.graph.node[index]
+            for given in part.attribute if is_scaler(part) else ():
+                replaced = self._numbers.scales if given.name == "scale" else self._numbers.shifts
+                given.floats[:] = replaced(np.array(given.floats)).tolist()
             self._replace_constants(scope, part, *self._role(part))
 
     def replace_operands(self, node: OpNode, handle: Handle) -> None:

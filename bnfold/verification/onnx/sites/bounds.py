@@ -8,6 +8,7 @@ carried through a region in place of values:
     Conv, ConvTranspose, Gemm, MatMul,
     Einsum                              |W| ⋆ m + |b| + drift(n) · (|result| + |b|), as |s| ≤ |result| + |b|
     BatchNormalization                  |scale| · (m + |mean|) + |beta|
+    Scaler of scikit-learn              (m + |offset|) · |scale|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
     GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · max(0, drift(n) − 4)
@@ -184,6 +185,13 @@ def _block_product(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | 
     return [emitter.node("Add", [magnitude, carried_far])]
 
 
+def _scaler(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
+    """(x − offset) · scale, of scikit-learn."""
+    given = {attribute.name: np.abs(np.array(attribute.floats, np.float32)) for attribute in node.attribute}
+    moved = emitter.node("Add", [_given(read)[0].magnitude(), emitter.constant(given["offset"])])
+    return [emitter.node("Mul", [moved, emitter.constant(given["scale"])])]
+
+
 def _gemm(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
     absolute = onnx.NodeProto()
     absolute.CopyFrom(node)
@@ -271,6 +279,7 @@ _RULES: Mapping[str, _Rule] = {
     "Gemm": _gemm,
     "com.microsoft.FusedConv": _fused_conv,
     "com.microsoft.MatMulNBits": _block_product,
+    "ai.onnx.ml.Scaler": _scaler,
     "com.microsoft.QuickGelu": _with_result,
     "BatchNormalization": _batch_norm,
     **dict.fromkeys(("Add", "Sub", "Sum"), _sum),
