@@ -146,6 +146,11 @@ class Folding:
         """The new weight, in the shape and dtype of the old one; each value rounded once."""
         return self._scaled(self.linear.weight.dtype)
 
+    def weight_key(self) -> tuple[object, ...]:
+        """What the new weight depends on besides the old one: maps with one weight and equal keys get one again."""
+        scales = (None if affine is None else affine.scale.tobytes() for affine in (self.inner, self.outer))
+        return (self.linear.groups, self.linear.out_first, *scales)
+
     def quantised(self) -> QuantisedTensor | str | None:
         """The new weight of a map whose weight is quantised, or why it cannot be; None for any other map."""
         weight = self.linear.weight

@@ -34,8 +34,29 @@ def pull(tensors: Tensors, node: AffineNode, array: Float64Array, part: Part, en
     Returns:
         The route, or the reason why there is none.
     """
-    pull_ = _Pull(tensors, part, ends)
-    stack = [pull_.into(node.inputs[0], node, array)]
+    search = _Pull(tensors, part, ends)
+    return _found(search, search.into(node.inputs[0], node, array))
+
+
+def pull_for_all(tensors: Tensors, root: Value, array: Float64Array, part: Part, ends: Ends) -> Route | Stop:
+    """Moves a part of equal affines backward, into what computes a tensor all of whose readers ask for it.
+
+    Args:
+        tensors: The present state of the graph.
+        root: The tensor.
+        array: The part, on that tensor.
+        part: Which part it is.
+        ends: Which other affines may take it.
+
+    Returns:
+        The route, or the reason why there is none.
+    """
+    search = _Pull(tensors, part, ends)
+    return _found(search, search.behind(root, array))
+
+
+def _found(pull_: "_Pull", first: _Search) -> Route | Stop:
+    stack = [first]
     started, stop = False, None
     while stack:
         try:
@@ -71,8 +92,7 @@ class _Pull:
     def into(self, value: Value, reader: Node, array: Float64Array) -> _Search:
         """Does to a value what its reader asks for."""
         root = self._tensors.root(value)
-        producer = root.producer
-        if producer is None:
+        if root.producer is None:
             return root.source
         stop = seen_by_others(self._tensors, root, reader)
         if stop is not None:
@@ -84,8 +104,15 @@ class _Pull:
                 reason = f"'{left.name}' is broadcast, or may be, along an axis along which the affine varies"
                 return Stop(StopCode.BROADCAST, reason)
             array = narrow
+        return (yield from self.behind(root, array))
+
+    def behind(self, root: Value, array: Float64Array) -> _Search:
+        """Does to a tensor what is asked of it, whoever reads it."""
+        producer = root.producer
         self._changed.append(root)
         match producer:
+            case None:
+                return root.source
             case MapNode():
                 linear = self._tensors.linear(producer)
                 vector = into_map(producer, linear.output_axis, linear.out_channels, array, "output")

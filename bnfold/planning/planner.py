@@ -8,8 +8,10 @@ moves.
 The graph is only read; what has moved so far is kept beside it, in `bnfold.planning.tensors`.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import numpy as np
 
@@ -17,18 +19,19 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
 from bnfold.errors import UsageError, perhaps
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Value
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
 from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
 from bnfold.planning.forward import Forward
-from bnfold.planning.joint_shifts import shares
 from bnfold.planning.merging.search import Found, Merging
 from bnfold.planning.never_empty import never_empty
 from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
-from bnfold.planning.recognised import ends_activation, is_normalisation, normalisation_before
+from bnfold.planning.recognised import normalisation_before, spelled_out_stop
 from bnfold.planning.route import Route
 from bnfold.planning.tensors import Tensors
+from bnfold.planning.together.equal import Together, passed_on
+from bnfold.planning.together.shifts import shares
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules import Part
 
@@ -116,6 +119,7 @@ class _Search:
         for node in [*self._affines]:
             moved |= self._try(node, Direction.BACKWARD)
         moved |= self._split_together()
+        moved |= self._move_together()
         # What is read last goes first, so that a chain in front of a map needs one round.
         for node in reversed([*self._affines]):
             # A scale for each output of a layer costs its quantised weight nothing, one for each input does.
@@ -157,6 +161,30 @@ class _Search:
             changed, passed = (*route.changed, *share.changed), (*route.passed, *share.passed)
             self._take_away(Step(node, direction, changed, passed, (*route.maps, *share.targets)))
         return True
+
+    def _move_together(self) -> bool:
+        """Moves affines that only go together: equal ones behind a value backward, those before an operator forward."""
+        parts = {node: self._parts(node) for node in self._affines}
+        ends = Staying(self._affines, compose=False)
+
+        def may_go(nodes: Iterable[AffineNode], *, forward: bool) -> bool:
+            return all(
+                node in self._affines
+                and self._parts(node) is parts[node]
+                and spelled_out_stop(self._tensors, self._affines, node, forward=forward) is None
+                for node in nodes
+            )
+
+        moved = False
+        together = Together(self._tensors, parts, ends, may_go)
+        for joint in chain(together.backward(), together.forward(self._graph.nodes, self._forward)):
+            forward = joint.direction is Direction.FORWARD
+            routes = ({}, joint.routes) if forward else (joint.routes, {})
+            move = self._ended([*joint.paths], *routes)
+            if not isinstance(move, Stop):
+                self._carry_out(move, joint.direction, joint.paths, joint.changed)
+                moved = True
+        return moved
 
     def merge_all(self) -> bool:
         """Makes one map of every sum of branches that can be one; says whether any could."""
@@ -252,12 +280,23 @@ class _Search:
             if direction is Direction.FORWARD or not compose:
                 self._stops[node, direction] = move
             return False
-        changed = tuple(dict.fromkeys(value for route in move.routes for value in route.changed))
-        passed = tuple(dict.fromkeys(other for route in move.routes for other in route.passed))
+        self._carry_out(move, direction, {node: passed_on(move.routes)})
+        return True
+
+    def _carry_out(
+        self,
+        move: _Move,
+        direction: Direction,
+        paths: Mapping[AffineNode, tuple[Node, ...]],
+        changed: Sequence[Value] = (),
+    ) -> None:
+        """Makes a move, with which some affines go; the first step names all that changes."""
+        changed = tuple(dict.fromkeys((*(value for route in move.routes for value in route.changed), *changed)))
         self._foldings.update(move.foldings)
         self._affines.update(move.affines)
-        self._take_away(Step(node, direction, changed, passed, (*move.foldings, *move.affines)))
-        return True
+        for node, passed in paths.items():
+            self._take_away(Step(node, direction, changed, passed, (*move.foldings, *move.affines)))
+            changed = ()
 
     def _take_away(self, step: Step) -> None:
         self._steps[step.source] = step
@@ -316,7 +355,7 @@ class _Search:
         """How an affine can go, all of it, or why it cannot."""
         parts = self._parts(node)
         if direction is not Direction.BOTH:
-            stop = self._may_go(node, direction)
+            stop = spelled_out_stop(self._tensors, self._affines, node, forward=direction is Direction.FORWARD)
             if stop is not None:
                 return stop
         elif len(parts) < 2 or node.kind is not Kind.BATCH_NORM:
@@ -333,47 +372,18 @@ class _Search:
             if isinstance(route, Stop):
                 return route
             (backward if back else forward)[part] = route
-        return self._ended(node, backward, forward)
+        return self._ended([node], backward, forward)
 
-    def _ended(self, node: AffineNode, backward: dict[Part, Route], forward: dict[Part, Route]) -> "_Move | Stop":
+    def _ended(
+        self, nodes: Sequence[AffineNode], backward: dict[Part, Route], forward: dict[Part, Route]
+    ) -> "_Move | Stop":
         """What the ends of the routes hold then, if they can hold it."""
         foldings: dict[MapNode, Folding] = {}
         self._holding.absorb(foldings, backward, Direction.BACKWARD)
         self._holding.absorb(foldings, forward, Direction.FORWARD)
-        fair = node.kind is Kind.BATCH_NORM or node.operations > 1
-        stop = self._holding.defect(foldings, more_work=1 if fair else 0)
+        fair = [node for node in nodes if node.kind is Kind.BATCH_NORM or node.operations > 1]
+        stop = self._holding.defect(foldings, more_work=len(fair))
         affines = self._holding.composed(backward, forward) if stop is None else stop
         if isinstance(affines, Stop):
             return affines
         return _Move((*backward.values(), *forward.values()), foldings, affines)
-
-    def _may_go(self, node: AffineNode, direction: Direction) -> Stop | None:
-        """Spelled-out affines that are part of something that runtimes recognise as a whole stay where they are."""
-        if node.kind is Kind.BATCH_NORM:
-            return None
-        affine = self._affines[node]
-        if affine.varying_axes > 1:
-            return Stop(StopCode.VARIES, "it varies along more than the channels")
-        forward = direction is Direction.FORWARD
-        readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
-        if affine.varying_axes == 0:
-            # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
-            producer = self._tensors.root(node.inputs[0]).producer
-            right_before = isinstance(producer, MapNode) or producer in self._affines
-            right_behind = all(self._takes_numbers(reader) for reader in readers)
-            if not (right_behind if forward else right_before):
-                return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right beside it")
-        normalisation = normalisation_before(self._tensors, node)
-        if normalisation is not None:
-            return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{normalisation.name}'")
-        if not forward:
-            return None
-        if ends_activation(self._tensors, node, affine):
-            return Stop(StopCode.NO_RULE, "it is the end of an activation that runtimes recognise as a whole")
-        if any(isinstance(reader, OpNode) and is_normalisation(self._tensors, reader) for reader in readers):
-            return Stop(StopCode.NO_RULE, "it is part of a normalisation")
-        return None
-
-    def _takes_numbers(self, reader: Node) -> bool:
-        """Whether a node takes one number that comes to it: a map, or a BN that may move."""
-        return isinstance(reader, MapNode) or (reader in self._affines and reader.kind is Kind.BATCH_NORM)

@@ -10,13 +10,14 @@ An activation may end in one number behind a product of a value with a function 
 or that of a gate, ends in nothing, and an affine behind it is a layer of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.graph import AffineNode, Kind, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Kind, MapNode, Node, Op, OpNode, Value
 from bnfold.planning.tensors import Tensors
+from bnfold.reasons import Stop, StopCode
 
 _REARRANGES = frozenset({Op.IDENTITY, Op.RESHAPE, Op.TRANSPOSE})
 _ENDS_WITHOUT_AFFINE = frozenset({"InstanceNormalization", "GroupNormalization"})
@@ -30,6 +31,43 @@ _FACTORS = {1 / 2: frozenset("erf tanh".split()), 1 / 6: frozenset("clip clamp h
 _LONGEST_PATTERN = 16
 _CLOSE = 4e-3
 """The relative distance of a sixth that is stored in the shortest type, bfloat16."""
+
+
+def spelled_out_stop(
+    tensors: Tensors, affines: Mapping[AffineNode, Affine], node: AffineNode, *, forward: bool
+) -> Stop | None:
+    """Why a spelled-out affine stays where it is; None for a BN, and where nothing is broken if it moves.
+
+    Args:
+        tensors: The present state of the graph.
+        affines: The affines that are still there and may move.
+        node: The affine.
+        forward: Which way it would go.
+    """
+    if node.kind is Kind.BATCH_NORM:
+        return None
+    affine = affines[node]
+    if affine.varying_axes > 1:
+        return Stop(StopCode.VARIES, "it varies along more than the channels")
+    readers = tensors.uses(tensors.root(node.outputs[0]))
+    if affine.varying_axes == 0:
+        # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
+        producer = tensors.root(node.inputs[0]).producer
+        right_before = isinstance(producer, MapNode) or producer in affines
+        batch_norms = {other for other in affines if other.kind is Kind.BATCH_NORM}
+        right_behind = all(isinstance(reader, MapNode) or reader in batch_norms for reader in readers)
+        if not (right_behind if forward else right_before):
+            return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right beside it")
+    normalisation = normalisation_before(tensors, node)
+    if normalisation is not None:
+        return Stop(StopCode.NO_RULE, f"it is the end of a normalisation, '{normalisation.name}'")
+    if not forward:
+        return None
+    if ends_activation(tensors, node, affine):
+        return Stop(StopCode.NO_RULE, "it is the end of an activation that runtimes recognise as a whole")
+    if any(isinstance(reader, OpNode) and is_normalisation(tensors, reader) for reader in readers):
+        return Stop(StopCode.NO_RULE, "it is part of a normalisation")
+    return None
 
 
 def normalisation_before(tensors: Tensors, node: AffineNode) -> OpNode | None:

@@ -31,7 +31,7 @@ LEFT: dict[str, tuple[int, tuple[str, ...]]] = {
     "keras_mobilenet": (0, ("other_consumers",)),
     "keras_resnet_v2": (4, ("other_consumers", "other_consumers")),
     "keras_signal": (0, ()),
-    "keras_time_distributed": (6, ("other_consumers",) * 3),
+    "keras_time_distributed": (0, ()),
     "keras_unet": (1, ()),
     "keras_volume": (0, ()),
     "paddle_detection": (0, ()),

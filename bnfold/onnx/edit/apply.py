@@ -84,6 +84,7 @@ class _Editor:
         self._renamed: dict[Scope, dict[str, str]] = defaultdict(dict)
         self._released: dict[Scope, set[str]] = defaultdict(set)
         self._reshaped: dict[Scope, set[str]] = defaultdict(set)
+        self._weights: dict[object, str] = {}
 
     def remove(self, handle: Handle) -> None:
         """Marks the nodes behind a handle as gone."""
@@ -133,7 +134,15 @@ class _Editor:
         self, node: MapNode, folding: Folding, quantised: QuantisedTensor | str | None, position: int
     ) -> None:
         scope, proto = _handle(node).scope, _handle(node).node
+        shared = (
+            (scope, proto.input[position], position, folding.weight_key()) if folding.linear is node.linear else None
+        )
+        if quantised is None and shared in self._weights:
+            self._replace_input(scope, proto, position, self._weights[shared])
+            return
         name = self.names.fresh(f"{proto.input[position]}_folded")
+        if shared is not None:
+            self._weights[shared] = name
         if isinstance(quantised, QuantisedTensor):
             _, after = dequantised_by(proto.input[position], scope.constants)
             nodes, tensors = quantised_nodes(quantised, name, after, self.names, self._model.store)
