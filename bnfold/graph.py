@@ -48,6 +48,7 @@ class Op(StrEnum):
     ZERO_PAD = "zero_pad"
     DEPTH_TO_SPACE = "depth_to_space"
     SPACE_TO_DEPTH = "space_to_depth"
+    SCATTER = "scatter"
     OPAQUE = "opaque"
 
 
@@ -126,11 +127,25 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Scattered:
+    """Scatter with addition: the inputs are the base and the updates, or the updates alone where the base is zero.
+
+    Attributes:
+        axes: The axes of the result along which the indices lead, counted from the left.
+        leading: How many axes the updates have in the place of these, which are the first then; None if they have the
+            axes of the result.
+    """
+
+    axes: frozenset[int]
+    leading: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTrip:
     """An identity that is one of the casts to a wider element type and back: what comes out is rounded as before."""
 
 
-Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | RoundTrip
+Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | Scattered | RoundTrip
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 | resample (Resize but tf_crop_and_resize, Upsample, Pad with reflect, edge, wrap) | s, t | s, t |
 | zero_pad (Pad with zeros) | s | s |
 | depth_to_space, space_to_depth | s, t by the same rearrangement | s, t |
+| scatter with addition | s to base and updates, t to the base | t of the base; s if both carry the same |
 | opaque | stops | stops |
 """
 
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import Op, OpNode
 from bnfold.reasons import Stop, StopCode
-from bnfold.rules import arithmetic, rearranging, windows
+from bnfold.rules import arithmetic, rearranging, scattering, windows
 from bnfold.rules.row import Arrays, Part, Row
 
 _NONLINEAR = frozenset(
@@ -102,5 +103,6 @@ TABLE: dict[Op, Row] = {
     Op.MAXIMUM: windows.MAXIMUM,
     Op.RESAMPLE: windows.RESAMPLE,
     Op.ZERO_PAD: windows.ZERO_PAD,
+    Op.SCATTER: scattering.SCATTER,
     Op.OPAQUE: Row(_opaque_backward, _opaque_forward),
 }

@@ -16,7 +16,7 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.affines import lift_affine
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.moves import NodeView, lift_move
+from bnfold.onnx.lift.moves import NodeView, lift_move, lift_scatter
 from bnfold.onnx.lift.nodes import (
     OLDEST_OPSET,
     is_bias_add,
@@ -315,6 +315,19 @@ class _Lifter:
             )
         outputs = self._outputs(node, None)
         shapes = tuple(output.shape for output in outputs)
+        scatter = lift_scatter(node, constants, self._types)
+        if scatter is not None:
+            moved = tuple(self._value(read) for read in scatter[1])
+            return OpNode(
+                name=name,
+                op_type=node.op_type,
+                inputs=moved,
+                also_reads=tuple(value for value in inputs if value not in moved),
+                outputs=outputs,
+                handle=handle,
+                op=Op.SCATTER,
+                parameters=scatter[0],
+            )
         view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
         move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None
         if move is None:

@@ -9,18 +9,20 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from bnfold.algebra.linear_map import Window
 from bnfold.algebra.positions import crop, repeated
-from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Parameters, Permutation, Picked, Signs
+from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Parameters, Permutation, Picked, Scattered, Signs
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.nodes import lift_window
-from bnfold.onnx.lift.types import Shape
+from bnfold.onnx.lift.types import Shape, ValueTypes
 from bnfold.onnx.proto.names import (
     DEFAULT_DOMAINS,
     find_attribute,
     int_attribute,
     ints_attribute,
+    is_standard,
     string_attribute,
 )
 
@@ -119,6 +121,48 @@ def lift_move(view: NodeView, *, all_inputs_flow: bool) -> Lifted | None:
     if node.op_type == "Concat" and not all_inputs_flow:
         return None
     return lifter(view)
+
+
+def lift_scatter(
+    node: onnx.NodeProto, constants: Constants, types: ValueTypes
+) -> tuple[Scattered, tuple[str, ...]] | None:
+    """Reads a ScatterElements or ScatterND that adds.
+
+    Args:
+        node: The node.
+        constants: The constants of its graph.
+        types: What is known about its values.
+
+    Returns:
+        What its row needs to know, and the inputs that affines move to: the base, unless it is zero, and the updates.
+    """
+    if not is_standard(node, "ScatterElements", "ScatterND") or string_attribute(node, "reduction", "none") != "add":
+        return None
+    base, indices, updates = node.input
+    data, places = types.get(node.output[0], types.get(base, (None, "")))[0], types.get(indices, (None, ""))[0]
+    if data is None or places is None or constants.is_constant(updates):
+        return None
+    if node.op_type == "ScatterElements":
+        scattered = Scattered(frozenset({int_attribute(node, "axis", 0) % len(data)}))
+    else:
+        depth = places[-1]
+        if not isinstance(depth, int):
+            return None
+        scattered = Scattered(frozenset(range(depth)), leading=len(places) - 1)
+    if _is_zero(base, constants):
+        return scattered, (updates,)
+    return None if constants.is_constant(base) else (scattered, (base, updates))
+
+
+def _is_zero(name: str, constants: Constants) -> bool:
+    """Whether a value is zero everywhere, whatever its shape is."""
+    found, node = constants.find(name), constants.producer(name)
+    if found is not None:
+        return not found.overridable and not found.read().any()
+    if node is not None and is_standard(node, "ConstantOfShape"):
+        value = find_attribute(node, "value")
+        return value is None or not numpy_helper.to_array(value.t).any()
+    return node is not None and is_standard(node, "Expand") and _is_zero(node.input[0], constants)
 
 
 _BROADCASTING: dict[str, Callable[[int], Lifted]] = {
