@@ -53,9 +53,11 @@ def einsum_map(equation: str, weight_at: int, weight: Tensor, data_rank: int | N
         return "may broadcast its constant"
     extra = 0
     if _ELLIPSIS in terms.data:
-        if data_rank is None or _ELLIPSIS not in terms.result:
+        if data_rank is None or _ELLIPSIS not in terms.result or data_rank < len(terms.data) - 1:
             return "has an ellipsis that is not known or not kept"
         extra = data_rank - len(terms.data)
+    elif data_rank not in (None, len(terms.data)):
+        return "is not well formed"
     linear = LinearMap(
         weight=weight,
         out_first=terms.weight[0] == outer[0],

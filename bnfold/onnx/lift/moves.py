@@ -136,17 +136,19 @@ def lift_scatter(
     Returns:
         What its row needs to know, and the inputs that affines move to: the base, unless it is zero, and the updates.
     """
-    if not is_standard(node, "ScatterElements", "ScatterND") or string_attribute(node, "reduction", "none") != "add":
+    if not is_standard(node, "ScatterElements", "ScatterND") or len(node.input) != 3 or not node.output:
+        return None
+    if string_attribute(node, "reduction", "none") != "add" or any(given.ref_attr_name for given in node.attribute):
         return None
     base, indices, updates = node.input
     data, places = types.get(node.output[0], types.get(base, (None, "")))[0], types.get(indices, (None, ""))[0]
-    if data is None or places is None or constants.is_constant(updates):
+    if not data or not places or constants.is_constant(updates):
         return None
     if node.op_type == "ScatterElements":
         scattered = Scattered(frozenset({int_attribute(node, "axis", 0) % len(data)}))
     else:
         depth = places[-1]
-        if not isinstance(depth, int):
+        if not isinstance(depth, int) or not 0 < depth <= len(data):
             return None
         scattered = Scattered(frozenset(range(depth)), leading=len(places) - 1)
     if _is_zero(base, constants):

@@ -149,7 +149,9 @@ def lift_map(
     if not in_blocks and not is_standard(node, "Conv", "ConvTranspose", *(() if old else ("Gemm", "MatMul", "Einsum"))):
         return None
     weight_at = 1
-    if node.op_type in _PRODUCTS and len(node.input) > 1 and not constants.is_constant(node.input[1]):
+    if node.op_type == "Einsum" and len(node.input) != 2:
+        return None
+    if node.op_type in _PRODUCTS and not constants.is_constant(node.input[1]):
         weight_at = 0
     bias = None
     bias_name = _bias_name(node, bias_add, constants)

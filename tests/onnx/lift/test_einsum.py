@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from onnx_fold import batch_norm, fold, parse, random, scale_and_shift
 
+from bnfold.algebra.einsum import einsum_map
+from bnfold.algebra.tensor import ArrayTensor
+
 NORM = "BatchNormalization (%s, bn_g, bn_b, bn_m, bn_v)"
 
 CARRIERS = {
@@ -54,6 +57,11 @@ STAYS = {
     "a diagonal": ("nnd,df->nf", [2, 2, 5], (5, 3), "diagonal"),
     "what may be broadcast": ("nd,df->nf", [2, 1], (1, 3), "broadcast"),
 }
+
+
+@pytest.mark.parametrize("equation", ["nd", "nd,df,fg->ng", "n1,1f->nf", "ndk,df->nf", "..d,df->nf", ",->", ""])
+def test_equations_that_make_no_sense_are_no_map(equation: str) -> None:
+    assert isinstance(einsum_map(equation, 1, ArrayTensor(random(5, 3)), 2), str)
 
 
 @pytest.mark.parametrize("name", STAYS)

@@ -25,11 +25,13 @@ from bnfold.reasons import Stop, StopCode
 _TYPES: dict[int, DType] = {2: np.dtype(ml_dtypes.uint2), 4: np.dtype(ml_dtypes.uint4), 8: np.dtype(np.uint8)}
 _WEIGHT, _SCALES, _ZERO_POINTS, _ORDER, BIAS = range(1, 6)
 _COMPUTES_IN_INT8 = 4
+_DEFAULT_BITS = 4
 
 
 def is_block_product(node: onnx.NodeProto) -> bool:
     """Whether a node is a MatMulNBits."""
-    return node.domain == "com.microsoft" and node.op_type == "MatMulNBits"
+    named = node.domain == "com.microsoft" and node.op_type == "MatMulNBits"
+    return named and len(node.input) > _SCALES and all(node.input[: _SCALES + 1])
 
 
 def lift_block_product(node: onnx.NodeProto, bias: Constant | None, constants: Constants) -> LinearMap | Stop:
@@ -57,8 +59,16 @@ def lift_block_product(node: onnx.NodeProto, bias: Constant | None, constants: C
 
 def _weight(node: onnx.NodeProto, constants: Constants) -> QuantisedTensor | Stop:
     which = f"the weight '{node.input[_WEIGHT]}' of {node.op_type} '{label(node)}'"
-    rows, columns, bits, block = (int_attribute(node, name, 4) for name in ("N", "K", "bits", "block_size"))
-    if bits not in _TYPES or block < 1 or block * bits % 8 or int_attribute(node, "weight_prepacked", 0):
+    rows, columns, block = (int_attribute(node, name, 0) for name in ("N", "K", "block_size"))
+    bits = int_attribute(node, "bits", _DEFAULT_BITS)
+    if any(given.ref_attr_name for given in node.attribute):
+        return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"{which} depends on parameters of a function")
+    if (
+        bits not in _TYPES
+        or min(rows, columns, block) < 1
+        or block * bits % 8
+        or int_attribute(node, "weight_prepacked", 0)
+    ):
         return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} is packed in a way that is not understood")
     if _given(node, _ORDER):
         return Stop(StopCode.QUANTIZED_WEIGHT, f"{which} has its blocks in an order of its own (g_idx)")

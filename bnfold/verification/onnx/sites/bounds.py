@@ -188,6 +188,8 @@ def _block_product(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | 
 def _scaler(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: list[str]) -> list[str]:
     """(x − offset) · scale, of scikit-learn."""
     given = {attribute.name: np.abs(np.array(attribute.floats, np.float32)) for attribute in node.attribute}
+    if {*given} != {"offset", "scale"}:
+        raise NoBoundError(node.op_type)
     moved = emitter.node("Add", [_given(read)[0].magnitude(), emitter.constant(given["offset"])])
     return [emitter.node("Mul", [moved, emitter.constant(given["scale"])])]
 
