@@ -32,13 +32,13 @@ class Entry:
 
 
 def write_index(entries: Sequence[Entry], path: str | os.PathLike[str]) -> list[str]:
-    """Write the page; see `write_page`."""
+    """Write the page, with what failed at its top; see `write_page`."""
     from bnfold.report.page.rendering import render
 
     reports = [entry.report for entry in entries if entry.report is not None]
     left = [sum(item.batch_norms for item in report.left) for report in reports]
     facts: dict[str, object] = {
-        "entries": entries,
+        "entries": sorted(entries, key=lambda entry: entry.status != "failed"),
         "counts": Counter(entry.status for entry in entries),
         "batch_norms": (sum(left) + sum(report.batch_norms_folded for report in reports), sum(left)),
     }

@@ -14,6 +14,7 @@ from bnfold.errors import OutputError
 from bnfold.report.page import write_page
 from bnfold.report.page.chart import chart_of
 from bnfold.report.page.colours import GRAPHIC_PAIRS, PALETTES, TEXT_PAIRS
+from bnfold.report.page.index import Entry, write_index
 from bnfold.report.page.rendering import html, inert, markdown
 
 VOID = {"meta", "link", "br", "line", "rect"}
@@ -245,3 +246,12 @@ def test_a_name_that_is_no_unicode_can_be_written(tmp_path):
 def test_where_a_page_cannot_go(tmp_path, name):
     with pytest.raises(OutputError):
         write_page(reports.FOLDED, tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md"])
+def test_the_page_of_many_files_has_what_failed_at_its_top(tmp_path, suffix):
+    path = tmp_path / f"index{suffix}"
+    entries = [Entry(f"{number}.onnx", "folded", "", reports.FOLDED, "", 1) for number in range(3)]
+    write_index([*entries, Entry("broken.onnx", "failed", "", None, "It is no model.", 0)], path)
+    text = path.read_text("utf-8")
+    assert text.index("broken.onnx") < text.index("0.onnx") < text.index("1.onnx")
