@@ -1,12 +1,15 @@
 """The data files that models of a folder keep their weights in: what they are called, and which of them are spent.
 
-A data file is called `<model>.<digest>.data`, by the first half of its sha256. So no two writes give different bytes
-the same name: a new data file never replaces one that a model reads, and the rename of the model, which names its data
-file, is the one moment at which the old model becomes the new one. What that leaves behind, the data of the old model
-and that of writes which were killed before it, carries the name of the model and is named by no model of the folder.
+A data file is called `<model>.<digest>.data`, by what is in it: all that was computed, and samples of what was copied
+from the data of the original, which would take longer to read than to copy. Where that name is taken by other bytes, it
+is called by all of its bytes instead. So a new data file never replaces one that a model reads, and the rename of the
+model, which names its data file, is the one moment at which the old model becomes the new one. What that leaves behind,
+the data of the old model and that of writes which were killed before it, carries the name of the model and is named by
+no model of the folder.
 """
 
 import contextlib
+import filecmp
 import re
 from pathlib import Path
 
@@ -31,9 +34,19 @@ def data_name(model: str, sha256: str) -> str:
 
     Args:
         model: The file name of the model.
-        sha256: The hexadecimal digest of the data.
+        sha256: A hexadecimal digest that stands for the data.
     """
     return f"{_stem(model)}.{sha256[:DIGEST_LENGTH]}{_SUFFIX}"
+
+
+def file_at(path: Path) -> SourceFile | None:
+    """The file at a path, None if there is none."""
+    return SourceFile.at(path) if path.is_file() else None
+
+
+def is_taken(path: Path, data: Path) -> bool:
+    """Whether there is something else than these data at a path."""
+    return path.exists() and not (path.is_file() and filecmp.cmp(path, data, shallow=False))
 
 
 def data_files(model: Path) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 Tensors that did not change are copied from file to file; deferred ones are computed one at a time.
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ import onnx
 
 from bnfold.errors import BnfoldError, OutputError
 from bnfold.onnx.file import skeleton, wire
-from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, remove_spent
+from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, file_at, is_taken, remove_spent
 from bnfold.onnx.file.load import OnnxModel, read_skeleton
 from bnfold.onnx.file.output import Output
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore
@@ -26,7 +27,6 @@ from bnfold.system.staging import (
     flush,
     private_folder,
     replace_file,
-    require_file,
     require_not_source,
     require_writable,
     take_attributes,
@@ -51,6 +51,7 @@ class Staged:
     path: Path
     destination: Path
     _data: Path | None
+    _seen: SourceFile | None
     _sizes: dict[Path, int]
     _counts: tuple[int, int]
 
@@ -89,6 +90,8 @@ class Staged:
     def _replace_both(self, data: Path, target: Path) -> list[str]:
         """Put the data file and the model in place, or neither."""
         is_new = not target.exists()
+        if file_at(target) != self._seen and is_taken(target, data):
+            raise OutputError(f"Another process has just written other data to {target}.", hint="Try again.")
         take_attributes(self.destination, data)
         flush(data)
         try:
@@ -143,18 +146,26 @@ def stage(model: OnnxModel, path: str | os.PathLike[str], *, force: bool = False
     with private_folder(destination.parent) as folder:
         target = folder / destination.name
         try:
-            sizes = _write(model, target)
+            sizes = _write(model, target, destination.parent)
         except OSError as error:
             raise OutputError(f"{destination} cannot be written: {reason_of(error)}.") from error
         data = next((path for path in sizes if path != target), None)
-        if data:
-            require_file(destination.with_name(data.name), "Move it away.")
+        seen = file_at(destination.with_name(data.name)) if data else None
         counts = len(model.proto.graph.node), len(model.proto.graph.initializer)
-        yield Staged(target, destination, data, sizes, counts)
+        yield Staged(target, destination, data, seen, sizes, counts)
 
 
-def _write(model: OnnxModel, target: Path) -> dict[Path, int]:
-    """Write the model, and its data file beside it if it needs one; the paths written and their sizes in bytes."""
+def _write(model: OnnxModel, target: Path, place: Path) -> dict[Path, int]:
+    """Write the model, and its data file beside it if it needs one.
+
+    Args:
+        model: The model.
+        target: Where it is written.
+        place: The folder that it goes to.
+
+    Returns:
+        The paths written and their sizes in bytes.
+    """
     file = model.unchanged_file
     if file:
         with Output(target) as output:
@@ -173,7 +184,7 @@ def _write(model: OnnxModel, target: Path) -> dict[Path, int]:
         )
     sizes = {target: wire.length_of(pieces)}
     if layout and layout.blobs:
-        data = _write_data(layout, serialized, model.store, target)
+        data = _write_data(layout, serialized, model.store, target, place)
         sizes[data] = layout.size
         pieces = skeleton.put_back(serialized, model.store, _Layout(data.name).place)
     with Output(target) as output:
@@ -182,16 +193,21 @@ def _write(model: OnnxModel, target: Path) -> dict[Path, int]:
     return sizes
 
 
-def _write_data(layout: "_Layout", serialized: bytes, store: TensorStore, target: Path) -> Path:
-    """Write the data file beside a model, and call it by its content."""
+def _write_data(layout: "_Layout", serialized: bytes, store: TensorStore, target: Path, place: Path) -> Path:
+    """Write the data file beside a model, and call it by its content; see `data_files`."""
     unnamed = target.with_name("data")
     blobs = [blob for _, blob in layout.blobs]
-    with Output(unnamed, hashed=True) as output:
+    told = hashlib.sha256()
+    with Output(unnamed) as output:
         for (offset, blob), (_, content) in zip(layout.blobs, _computed_ahead(blobs, serialized, store), strict=True):
             output.seek(offset)
             output.write(blob, content)
-        sha256 = output.sha256()
-    return unnamed.rename(target.with_name(data_name(target.name, sha256)))
+            told.update(b"%d %d %b" % (offset, blob.length, output.digest(blob, content)))
+    name = data_name(target.name, told.hexdigest())
+    if is_taken(place / name, unnamed):
+        with unnamed.open("rb") as data:
+            name = data_name(target.name, hashlib.file_digest(data, "sha256").hexdigest())
+    return unnamed.rename(target.with_name(name))
 
 
 def _computed_ahead(
