@@ -1,11 +1,10 @@
 """The data files that models of a folder keep their weights in: what they are called, and which of them are spent.
 
-A data file is called `<model>.<digest>.data`, by what is in it: all that was computed, and samples of what was copied
-from the data of the original, which would take longer to read than to copy. Where that name is taken by other bytes, it
-is called by all of its bytes instead. So a new data file never replaces one that a model reads, and the rename of the
-model, which names its data file, is the one moment at which the old model becomes the new one. What that leaves behind,
-the data of the old model and that of writes which were killed before it, carries the name of the model and is named by
-no model of the folder.
+A data file is called `<model>.<digest>.data`, by samples of what is in it: to read all of it would take as long as to
+write it. Where that name is taken by other bytes, it is called by all of its bytes instead. So a new data file never
+replaces one that a model reads, and the rename of the model, which names its data file, is the one moment at which the
+old model becomes the new one. What that leaves behind, the data of the old model and that of writes which were killed
+before it, carries the name of the model and is named by no model of the folder.
 """
 
 import contextlib

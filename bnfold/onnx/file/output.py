@@ -45,13 +45,15 @@ class Output:
         self._file.seek(offset)
 
     def digest(self, piece: wire.Piece, content: bytes | memoryview) -> bytes:
-        """A hash of one piece of a rope; of a part of another file, of samples from all over it."""
-        if not isinstance(piece, FileRange):
-            return hashlib.sha256(content).digest()
-        source, samples = self._opened(piece.file), hashlib.sha256()
-        end = piece.offset + piece.length
-        for start in (*range(piece.offset, end, _CHUNK_NBYTES), max(piece.offset, end - _SAMPLE_NBYTES)):
-            samples.update(source.read(start, min(start + _SAMPLE_NBYTES, end)))
+        """A hash of samples from all over one piece of a rope."""
+        samples = hashlib.sha256()
+        length = piece.length if isinstance(piece, FileRange) else len(content)
+        for start in (*range(0, length, _CHUNK_NBYTES), max(0, length - _SAMPLE_NBYTES)):
+            end = min(start + _SAMPLE_NBYTES, length)
+            if isinstance(piece, FileRange):
+                samples.update(self._opened(piece.file).read(piece.offset + start, piece.offset + end))
+            else:
+                samples.update(content[start:end])
         return samples.digest()
 
     def _write_all(self, view: memoryview) -> None:
