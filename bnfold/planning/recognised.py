@@ -54,8 +54,7 @@ def spelled_out_stop(
         # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
         producer = tensors.root(node.inputs[0]).producer
         right_before = isinstance(producer, MapNode) or producer in affines
-        batch_norms = {other for other in affines if other.kind is Kind.BATCH_NORM}
-        right_behind = all(isinstance(reader, MapNode) or reader in batch_norms for reader in readers)
+        right_behind = all(isinstance(reader, MapNode) or _is_batch_norm(reader, affines) for reader in readers)
         if not (right_behind if forward else right_before):
             return Stop(StopCode.NO_RULE, "it is one number, which moves only into what is right beside it")
     normalisation = normalisation_before(tensors, node)
@@ -68,6 +67,11 @@ def spelled_out_stop(
     if any(isinstance(reader, OpNode) and is_normalisation(tensors, reader) for reader in readers):
         return Stop(StopCode.NO_RULE, "it is part of a normalisation")
     return None
+
+
+def _is_batch_norm(node: Node, affines: Mapping[AffineNode, Affine]) -> bool:
+    """Whether a node is a BN that may move."""
+    return isinstance(node, AffineNode) and node.kind is Kind.BATCH_NORM and node in affines
 
 
 def normalisation_before(tensors: Tensors, node: AffineNode) -> OpNode | None:
