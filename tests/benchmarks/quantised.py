@@ -24,6 +24,7 @@ import conftest  # noqa: F401 - it finds tests/support
 import light_models
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import torch
 import zoo
@@ -38,6 +39,8 @@ import bnfold
 SAMPLES = Path(__file__).parents[2] / "samples"
 LIGHT = ("resnet50", "inception_v2", "shufflenet")
 ZOO = ("resnet", "regnet", "mobilenet_v2", "textnet")
+SCALE_FOR_EACH_CHANNEL = 13
+"""The operator set since which weights may have one."""
 LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 FORMS: dict[str, dict[str, object]] = {
     "each": {},
@@ -94,7 +97,8 @@ def files(folder: Path, names: list[str]) -> Iterator[tuple[str, str, Path]]:
         if name == "digits":
             source.write_bytes((SAMPLES / "digits_resnet.onnx").read_bytes())
         elif name in LIGHT:
-            onnx.save(light_models.random_weights(light_models.load(name), seed=7), source)
+            model = light_models.random_weights(light_models.load(name), seed=7)
+            onnx.save(onnx.version_converter.convert_version(model, SCALE_FOR_EACH_CHANNEL), source)
         else:
             built = next(model for model in zoo.ZOO if model.name == name).build()
             export(built, source, exporter=Exporter.DYNAMO, constant_folding=False)
