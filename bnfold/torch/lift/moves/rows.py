@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bnfold.graph import Joined, Op, Parameters, Signs
+from bnfold.graph import Joined, Op, Parameters, Scattered, Signs
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.nodes import display_name, dtype_of, fake_tensor, operator_name, shape_of
+from bnfold.torch.lift.constants import Constants
 from bnfold.torch.lift.moves.node_facts import Lifted, View
 from bnfold.torch.lift.moves.rearranging import REARRANGING
 from bnfold.torch.lift.moves.windows import WINDOWS
 
 _BROADCASTING = frozenset({"add", "sub", "rsub", "mul", "div"})
+_SCATTERS = {"index_add": "source", "scatter_add": "src", "scatter_reduce": "src"}
+"""Sums at places that an index names, and what their updates are called."""
 _CASTS = frozenset("to _to_copy type_as".split())
 _NONLINEAR = frozenset(
     "relu leaky_relu prelu relu6 hardtanh clamp clamp_min clamp_max sigmoid hardsigmoid hardswish gelu elu selu celu"
@@ -46,6 +49,8 @@ def lift_move(view: View) -> Move | None:
         return _broadcasting(view, name)
     if name in ("cat", "concat", "concatenate"):
         return _concat(view)
+    if name in _SCATTERS:
+        return _scatter(view, name)
     lifter = _LIFTERS.get(name)
     data = view.data
     if lifter is None or not isinstance(data, fx.Node) or view.constants.is_constant(data):
@@ -103,6 +108,34 @@ def _concat(view: View) -> Move | None:
     if len(nodes) < len(parts) or not rank:
         return None
     return Move(Op.CONCAT, Joined(axis % rank), nodes)
+
+
+def _scatter(view: View, name: str) -> Move | None:
+    """A sum at places that an index names, along one axis; zeros to add to take no shift, and need no scale."""
+    base, updates, axis = view.given["self"], view.given[_SCATTERS[name]], view.axis()
+    plain = view.given.get("alpha", 1) == 1 and view.given.get("include_self", True) is True
+    if (
+        axis is None
+        or not plain
+        or view.given.get("reduce", "sum") != "sum"
+        or not isinstance(base, fx.Node)
+        or not isinstance(updates, fx.Node)
+    ):
+        return None
+    if view.constants.is_constant(updates) or fake_tensor(updates) is None:
+        return None
+    scattered = Scattered(frozenset({axis}))
+    if _is_zero(base, view.constants):
+        return Move(Op.SCATTER, scattered, (updates,))
+    return None if view.constants.is_constant(base) else Move(Op.SCATTER, scattered, (base, updates))
+
+
+def _is_zero(node: fx.Node, constants: Constants) -> bool:
+    """Whether a tensor is zero everywhere; one that something else reads as well might have been written to."""
+    if operator_name(node) in ("zeros", "new_zeros", "zeros_like"):
+        return len(node.users) == 1
+    found = constants.find(node)
+    return found is not None and not found.read().any()
 
 
 def _identity(_: View) -> Lifted | None:
