@@ -39,7 +39,8 @@ def bench(
     device: Annotated[
         str,
         typer.Option(
-            metavar="auto|cpu|cuda|tensorrt",
+            metavar=options.DEVICES,
+            autocompletion=options.one_of(options.DEVICES),
             help="Where to measure. auto takes the GPU if it works; the others never fall back.",
         ),
     ] = "auto",
@@ -64,9 +65,10 @@ def bench(
         bool, typer.Option("--json", help="Print one JSON document (bnfold.bench/1) and nothing else.")
     ] = False,
 ) -> None:
-    """Measure how long two models take, in turns on the same inputs, warm and optimised as they will be deployed.
+    """Measure which of two models is faster, and by how much.
 
-    About speed alone: whether the outputs match is for `bnfold verify` to say.
+    They run in turns on the same inputs, warm and optimised as they will be deployed. About speed alone:
+    whether the outputs match is for `bnfold verify` to say.
     """
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
     with stdout_kept():

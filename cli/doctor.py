@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .shared import options
 from .shared.terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def doctor(
     device: Annotated[
         str,
         typer.Option(
-            metavar="auto|cpu|cuda|tensorrt",
+            metavar=options.DEVICES,
+            autocompletion=options.one_of(options.DEVICES),
             help="Leave with exit code 4 if this device cannot be used; auto is content with any.",
         ),
     ] = "auto",
@@ -26,7 +28,10 @@ def doctor(
         bool, typer.Option("--json", help="Print one JSON document (bnfold.doctor/1) and nothing else.")
     ] = False,
 ) -> None:
-    """Say which devices a verification can run on here, by trying them, and what to install for the others."""
+    """Say which devices can verify here, and what others lack.
+
+    Each is tried, and what is missing comes with what to install.
+    """
     from bnfold.verification.runtime.devices import DeviceRequest, parse_device
     from bnfold.verification.runtime.doctor import examine
 

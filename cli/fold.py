@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bnfold.report import Report
 
 FAILED_EXIT_CODE = 1
+LEFTOVERS = "conv|mul-add|keep"
 
 
 def fold(
@@ -63,7 +64,8 @@ def fold(
     leftover: Annotated[
         str,
         typer.Option(
-            metavar="conv|mul-add|keep",
+            metavar=LEFTOVERS,
+            autocompletion=options.one_of(LEFTOVERS),
             help="What becomes of a BatchNorm that cannot be folded: a 1x1 depthwise Conv, Mul and Add, or itself."
             " In a state dict it always stays.",
         ),

@@ -47,7 +47,7 @@ def inspect(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """List every BatchNorm of a model: where it can be folded, or why it cannot."""
+    """List every BatchNorm: where it can be folded, or why not."""
     from bnfold.report import Report, Verdict, plan_entries
 
     from .shared import show

@@ -49,9 +49,10 @@ def verify(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run two models on the same data, with graph optimisations off, and say whether their outputs match.
+    """Say whether the outputs of two models match.
 
-    Leaves with exit code 1 if they differ or nothing can be concluded.
+    Both run on the same data, with graph optimisations off. Leaves with exit code 1 if they differ or nothing
+    can be concluded.
     """
     require_page(page)
     with shown(quiet=quiet) as progress, stdout_kept():

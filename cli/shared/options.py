@@ -1,12 +1,20 @@
 """Options that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+DEVICES = "auto|cpu|cuda|tensorrt"
 INPUTS_PANEL = "Inputs"
 VERIFICATION_PANEL = "Verification"
+
+
+def one_of(values: str) -> Callable[[str], list[str]]:
+    """What a shell completes a value to, of "a|b|c"."""
+    return lambda incomplete: [value for value in values.split("|") if value.startswith(incomplete)]
+
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -68,7 +76,8 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cpu|cuda|tensorrt",
+        metavar=DEVICES,
+        autocompletion=one_of(DEVICES),
         help="Where to verify. auto takes the GPU if it works; the others never fall back.",
         rich_help_panel=VERIFICATION_PANEL,
     ),

@@ -72,6 +72,29 @@ def test_completion_can_be_shown():
     assert "--install-completion" in text
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("fold --leftover m", "mul-add"),
+        ("doctor --device cu", "cuda"),
+        ("inspect --fail-on a", "any"),
+        ("bench --device te", "tensorrt"),
+        ("ver", "verify"),
+    ],
+)
+def test_words_are_completed(typed, offered):
+    asked = {
+        "_BNFOLD_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"bnfold {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+    }
+    assert CliRunner().invoke(app, prog_name="bnfold", env=asked).stdout.split() == [offered]
+
+
+def test_the_list_of_commands_is_not_cut():
+    assert "..." not in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout.partition("Commands")[2]
+
+
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
