@@ -12,6 +12,7 @@ from small_networks import original, random_layers
 
 import bnfold
 from bnfold.errors import ModelLoadError
+from bnfold.onnx.lift.shape_inference import may_follow_elements
 from bnfold.verification.inputs.sampling import declared_inputs
 
 
@@ -106,3 +107,53 @@ def test_a_window_that_is_larger_than_what_it_slides_over(tmp_path: Path) -> Non
         "s = Conv (tall, x)\n n = BatchNormalization (b, v, v, v, v)\n c = Concat <axis = 2> (s, n)\n y = Conv (c, w)"
     )
     assert len(bnfold.fold(written(tmp_path / "m.onnx", nodes), leftover="keep").plan.left) >= 1
+
+
+FIELDS: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "nodes": lambda model: model.graph.node,
+    "sparse initializers": lambda model: model.graph.sparse_initializer,
+    "initializers": lambda model: model.graph.initializer,
+    "functions": lambda model: model.functions,
+    "nodes of a function": lambda model: model.functions.add(name="f", domain="d").node,
+}
+
+
+@pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
+def test_a_thousand_times_nothing(tmp_path: Path, field: Callable[[onnx.ModelProto], list]) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        entries = field(model)
+        for _ in range(1000):
+            entries.add()
+
+    with pytest.raises(ModelLoadError, match="is not a valid ONNX model"):
+        bnfold.fold(saved(tmp_path / "m.onnx", change))
+
+
+@pytest.mark.parametrize("in_function", [True, False])
+@pytest.mark.parametrize("node", ["Add (q, q)", "Concat <axis = 0> (q, q)", "Gather (q, q)", "Cast <to = 6> (q)"])
+def test_long_vectors_are_not_written_out(tmp_path: Path, node: str, in_function: bool) -> None:
+    for length, is_short in ((16, True), (1 << 28, False)):
+        body = (
+            f"s = Constant <value = int64[1] {{{length}}}> () q = ConstantOfShape <value = int64[1] {{1}}> (s) "
+            f"r = {node} z = Shape (r) k = Cast <to = 1> (z) m = ReduceMax <keepdims = 0> (k) o = Mul (a, m)"
+        )
+        path = written(tmp_path / "m.onnx", f"a = Relu (b) {'y = l.f (a)' if in_function else f'{body} y = Neg (o)'}")
+        model = onnx.load(path)
+        if in_function:
+            model.opset_import.add(domain="l", version=1)
+            header = '<domain: "l", opset_import: ["": 17]>'
+            model.functions.append(onnx.parser.parse_function(f"{header} f (a) => (o) {{ {body} }}"))
+            onnx.save(model, path)
+        assert may_follow_elements(model) == is_short
+        assert bnfold.fold(path, check=True).check().verdict != "fail"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_nested_tensor_is_no_parameter(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from bnfold.torch.file.state_dict import load_weights
+
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    torch.save({"weight": nested, "bias": torch.zeros(2)}, tmp_path / "m.pt")
+    with pytest.raises(ModelLoadError):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "m.pt")

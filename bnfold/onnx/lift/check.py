@@ -115,6 +115,9 @@ def _graph_problems(model: OnnxModel, graph: GraphLike, around: frozenset[str], 
     computed = [name for node in graph.node for name in node.output if name]
     twice = [name for name, count in Counter([*{*given, *held}, *computed]).items() if count > 1]
     twice += [name for name, count in Counter(given).items() if count > 1]
+    if isinstance(graph, onnx.GraphProto):
+        sparse = Counter(tensor.values.name for tensor in graph.sparse_initializer)
+        twice += [name for name, count in sparse.items() if count > 1]
     if twice:
         yield f"the value '{twice[0]}' is defined twice"
     visible = around.union(given, held, computed)
@@ -147,6 +150,9 @@ def _equal(model: OnnxModel, first: onnx.TensorProto, second: onnx.TensorProto) 
 
 
 def _node_problems(node: onnx.NodeProto, opset: int) -> Iterator[str]:
+    if not node.op_type:
+        yield f"the node '{label(node)}' names no operator"
+        return
     what = f"{node.op_type} '{label(node)}'"
     names = [given.name for given in node.attribute]
     for given in node.attribute:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.shape_inference
 from onnx import numpy_helper
 
@@ -108,11 +109,18 @@ def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset
 
 def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     """What onnx infers; the skeleton itself where its code gives up altogether."""
-    follows = data_stays_small(skeleton)
-    if follows and may_make_long_vectors(skeleton.graph):
-        follows = vectors_stay_small(_attempted(skeleton, data_prop=False).graph)
-    followed = _attempted(skeleton, data_prop=True) if follows else skeleton
+    followed = _attempted(skeleton, data_prop=True) if may_follow_elements(skeleton) else skeleton
     return _attempted(skeleton, data_prop=False) if followed is skeleton else followed
+
+
+def may_follow_elements(skeleton: onnx.ModelProto) -> bool:
+    """Whether shape inference can follow the elements of shapes: it writes them out, however many a model makes."""
+    if not data_stays_small(skeleton):
+        return False
+    if not may_make_long_vectors(skeleton):
+        return True
+    without_calls = onnx.inliner.inline_local_functions(skeleton) if skeleton.functions else skeleton
+    return vectors_stay_small(_attempted(without_calls, data_prop=False).graph)
 
 
 def _attempted(skeleton: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx
 
 from bnfold.errors import UnsupportedModelError
-from bnfold.onnx.proto.names import GraphLike, nested
+from bnfold.onnx.proto.names import GraphLike, all_graphs, nested
 
 _MOST_NODES = 1_000_000
 _MOST_ELEMENTS = 1 << 22
@@ -62,16 +62,16 @@ def data_stays_small(model: onnx.ModelProto) -> bool:
     return sum(lengths) <= _MOST_ELEMENTS + 64 * len(lengths)
 
 
-def may_make_long_vectors(graph: onnx.GraphProto) -> bool:
-    """Whether a graph has an operator that can give vectors that are longer than what is in the file."""
-    return any(node.op_type in _GROWING for scope in nested(graph) for node in scope.node)
+def may_make_long_vectors(model: onnx.ModelProto) -> bool:
+    """Whether a model has an operator that can give vectors that are longer than what is in the file."""
+    return any(node.op_type in _GROWING for scope in all_graphs(model) for node in scope.node)
 
 
 def vectors_stay_small(inferred: onnx.GraphProto) -> bool:
     """Whether shape inference can follow elements: it writes those that it does not know out, each as a size.
 
     Args:
-        inferred: A graph with the shapes that are inferred without following elements.
+        inferred: A graph without calls, with the shapes that are inferred without following elements.
     """
     lengths: dict[str, int] = {}
     total = 0

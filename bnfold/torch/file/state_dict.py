@@ -225,6 +225,8 @@ def _candidates(content: object) -> Iterator[_Candidate]:
     """The ways to read what a file holds, simplest first."""
     for nest, mapping in _mappings(content, ()):
         tensors = {name: value for name, value in mapping.items() if isinstance(value, torch.Tensor)}
+        if any(value.is_nested for value in tensors.values()):
+            continue  # no parameter is one, and they have no shape to compare
         if not tensors:
             continue
         yield _Candidate(tensors, nest, "")

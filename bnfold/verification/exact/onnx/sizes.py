@@ -8,7 +8,7 @@ import onnx
 import onnx.shape_inference
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shape_inference import may_follow_elements, with_inferred_shapes
 from bnfold.onnx.lift.shape_proofs import read_as_standard
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.verification.inputs.sampling import DeclaredInput, declared_inputs
@@ -36,7 +36,8 @@ def sized_types(original: OnnxModel) -> Iterator[ValueTypes]:
         try:
             skeleton = skeleton_for_inference(sized)
             read_as_standard(skeleton)
-            onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
+            data_prop = may_follow_elements(skeleton)
+            onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=data_prop)
             yield value_types(with_inferred_shapes(sized).graph)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             continue
