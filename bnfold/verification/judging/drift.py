@@ -10,8 +10,12 @@ Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019). A runtim
 short pieces that it adds up at the end; a quarter in place of a third is what it is counted with. Sums of float16 and
 bfloat16 are kept in float32, and do not drift.
 
-The elements of a blank image are equal, and all are rounded to the same side. That carries a sum over the image by up
-to u · |s| · n/16 where a runtime keeps eight partial sums, so that a sum over an image is counted twice.
+Elements that are equal are all rounded to the same side, and so are those that differ by less than the last place of
+the partial sums has. Over a blank image, or the blank border of one, that carries a sum to one side: by up to
+
+    u · |s| · e/16
+
+where a runtime keeps eight partial sums, for the e elements that are like their neighbour. Zeros round nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +27,18 @@ UNNOTICED = 4.0
 """A drift up to this is what the limits of the gates allow anyway."""
 
 
+BLANK_SPREAD = 1 / 4
+"""Terms that differ by less than n times this, in units of their own rounding, are like each other in a sum of n."""
+
+
 def drift(terms: int) -> float:
     """The factor of |s| in the rounding bound of a sum of so many terms."""
     return math.sqrt(terms) / 4
+
+
+def blank_drift(equal: float) -> float:
+    """What so many terms that are like each other add to that factor."""
+    return equal / 16
 
 
 def terms_of_transposed(weight: Sequence[int], groups: int, strides: Sequence[int]) -> int:

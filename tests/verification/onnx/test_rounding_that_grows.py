@@ -1,5 +1,7 @@
 """Right folds that rounding takes far: sums over images, and an order that nearly equal numbers have."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -54,12 +56,34 @@ def test_an_average_over_a_large_image(pool: str) -> None:
     assert wrong.outputs[0].verdict is Verdict.FAIL
 
 
-def test_a_blank_image_is_proved_by_the_other_gates() -> None:
-    """All of its elements are rounded to one side, as no noise is."""
-    result = bnfold.fold(pooled(POOLS["GlobalAveragePool"]))
-    report = result.verify(device="cpu", inputs={"x": np.full((1, 3, *SIDES), 0.1, np.float32)})
-    assert (report.verdict, report.outputs[0].verdict) == (Verdict.PASS, Verdict.INCONCLUSIVE)
-    assert "has grown from rounding" in report.reason
+def _half(image: np.ndarray) -> np.ndarray:
+    """With a blank border, as a letterbox has."""
+    image[..., image.shape[-1] // 2 :] = 0.5
+    return image
+
+
+BLANK: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "zeros": np.zeros_like,
+    "one number": lambda image: np.full_like(image, 1 / 3),
+    "half": _half,
+    "rows": lambda image: np.broadcast_to(image[..., :1], image.shape).copy(),
+}
+
+
+@pytest.mark.parametrize("image", BLANK)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_blank_image(pool: str, image: str) -> None:
+    """All of its elements are rounded to one side, and the sums are carried to one side."""
+    original = pooled(POOLS[pool])
+    folded = bnfold.fold(original).model
+    inputs = {"x": BLANK[image](np.abs(single(1, 3, *SIDES)))}
+    report = bnfold.verify(original, folded, device="cpu", inputs=inputs)
+    assert report.verdict is Verdict.PASS
+    assert report.outputs[0].noise_ratio < 2
+    assert report.sites[0].ratio < 2
+    for name in ("b", "w"):
+        wrong = bnfold.verify(original, changed(folded, name, 1.03), device="cpu", inputs=inputs)
+        assert (wrong.outputs[0].verdict is Verdict.FAIL) is (name == "b" or image != "zeros")
 
 
 def test_what_moves_is_long_and_of_float32() -> None:

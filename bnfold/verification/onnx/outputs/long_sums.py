@@ -4,10 +4,10 @@ How a partial sum is rounded depends on where it stands, and terms that are move
 leave it there: copies of the original with moved parameters are carried off exactly as the original is, while a fold,
 whose terms are other multiples, is carried off anew. So in the copies, the result of a sum of n terms is multiplied by
 
-    1 ± u · max(0, drift(n) − 4)
+    1 ± u · max(0, drift(n) + blank_drift(e) − 4)
 
-with a sign for each draw (see `judging.drift`). What the limit of the noise ratio allows anyway is not added; the sums
-of products in convolutions are short pieces, and drift by less than that.
+with a sign for each draw, e of the terms being like their neighbour (see `judging.drift`). What the limit of the noise
+ratio allows anyway is not added; the sums of products in convolutions are short pieces, and drift by less than that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_long_sums(model: OnnxModel) -> tuple[str, ...]:
 
 
 def _factor(emitter: Emitter, node: onnx.NodeProto, sign: str) -> str:
-    """What the result is multiplied by, a float32 scalar."""
+    """What the result is multiplied by, a float32 value."""
     moved = emitter.node("Mul", [carried(emitter, node, node.input[0], node.output[0]), sign])
     rounded = emitter.scaled(moved, ROUNDOFF["float32"])
     return emitter.node("Add", [rounded, emitter.constant(np.array(1, np.float32))])

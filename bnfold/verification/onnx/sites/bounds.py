@@ -11,7 +11,7 @@ carried through a region in place of values:
     Scaler of scikit-learn              (m + |offset|) · |scale|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
-    GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · max(0, drift(n) − 4)
+    GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · carried, for each side; see `averages`
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
     onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
     onnxruntime's MatMulNBits           the same of MatMul; its weight is what it makes of the identity

@@ -15,6 +15,8 @@ FLOAT = onnx.TensorProto.FLOAT
 _AXES_ARE_AN_INPUT_SINCE = {"ReduceMax": 18, "ReduceSumSquare": 18}
 _MAX_BROADCASTS_SINCE = 8
 _MUL_BROADCASTS_SINCE = 7
+_SLICE_READS_ITS_BOUNDS_SINCE = 10
+_END = np.iinfo(np.int64).max
 
 
 class Emitter:
@@ -66,6 +68,13 @@ class Emitter:
         for part in parts[1:]:
             total = self.node("Add", [total, part])
         return total
+
+    def sliced(self, value: str, start: int, end: int | None, axis: int) -> str:
+        """The elements from `start` to `end` along an axis."""
+        bounds = {"starts": start, "ends": _END if end is None else end, "axes": axis}
+        if self._opset < _SLICE_READS_ITS_BOUNDS_SINCE:
+            return self.node("Slice", [value], **{name: [bound] for name, bound in bounds.items()})
+        return self.node("Slice", [value, *(self.constant(np.array([bound])) for bound in bounds.values())])
 
     def like(self, node: onnx.NodeProto, inputs: Sequence[str], *, outputs: int | None = None) -> list[str]:
         """The operation of `node` on other values.
