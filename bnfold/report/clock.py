@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bnfold.text.progress import Progress, telling
+
+_Item = TypeVar("_Item")
 
 _WORDS = {
     "original_session": "loading the original",
@@ -34,14 +37,22 @@ class Clock:
 
     progress: Progress | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
+    _words: str = ""
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
         """Times what is done under it."""
         if phase in _WORDS:
-            telling(self.progress)(_WORDS[phase])
+            self._words = _WORDS[phase]
+            telling(self.progress)(self._words)
         start = time.perf_counter()
         try:
             yield
         finally:
             self.timings_s[phase] = time.perf_counter() - start
+
+    def each(self, items: Sequence[_Item]) -> Iterator[_Item]:
+        """The items that a phase goes through, with the number of each told when its turn comes."""
+        for number, item in enumerate(items, start=1):
+            telling(self.progress)(f"{self._words}, sample {number} of {len(items)}")
+            yield item

@@ -100,6 +100,9 @@ def test_fold_verifies_on_request():
     assert told[0] == "folding"
     assert "running the original" in told
     assert "running the folded model" in told
+    assert [words for words in told if words.startswith("running the folded model,")] == [
+        f"running the folded model, sample {number} of 4" for number in range(1, 5)
+    ]
 
 
 def test_a_wrong_fold_is_an_error(monkeypatch):

@@ -16,7 +16,7 @@ from bnfold.report.report import Report
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import declared_inputs
 from bnfold.verification.inputs.shapes import unequal_sizes
-from bnfold.verification.judging.comparing import Compared, metrics_only
+from bnfold.verification.judging.comparing import Compared, compare_results, metrics_only
 from bnfold.verification.judging.sites import worst_of
 from bnfold.verification.judging.verdicts import config_of, decide, does_not_run, sites_do_not_explain
 from bnfold.verification.onnx.outputs.evidence import Baseline, compare_runs, judge_outputs
@@ -107,7 +107,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         with clock.measure("inputs"):
             feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
         with clock.measure("original_runs"):
-            references = [session.run(feed) for feed in feeds[1:]]
+            references = [session.run(feed) for feed in clock.each(feeds[1:])]
     config = config_of(task.feeds.seed, len(feeds), inputs, tolerances)
     note = unequal_sizes(declared_inputs(original.proto), {info.name: info.shape for info in inputs})
     config = replace(config, inputs_note=note)
@@ -139,7 +139,8 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         if problem := _other_interface(interface, (session.inputs, session.outputs)):
             return replace(report, verdict=Verdict.FAIL, reason=problem)
         with clock.measure("folded_runs"):
-            compared = compare_runs(session, baseline, tolerances)
+            results = map(session.run, clock.each(feeds))
+            compared = compare_results(baseline.references, results, tolerances)
         del session
     except RuntimeFailure as failure:
         return _folded_failure(failure, task.folded, report)

@@ -128,7 +128,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
         with clock.measure("original_runs"):
             runner = task.original.runner(device)
             placement = runner.placement(samples[0])
-            references: list[Results] = [runner.run(sample, seed=seed) for sample in samples]
+            references: list[Results] = [runner.run(sample, seed=seed) for sample in clock.each(samples)]
             random = _random_operation(runner, placement, samples[0], references[0], seed)
     except RunError as error:
         raise VerificationError(
@@ -152,13 +152,15 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
         outcome = _sites(task, device, samples[0])
     report = replace(report, sites=outcome.sites, sites_note=outcome.note)
     with clock.measure("folded_runs"):
-        found = _run_folded(task, device, onnx_device, samples, references[0])
+        found = _run_folded(task, clock, device, onnx_device, samples, references[0])
     if isinstance(found, str):
         return does_not_run(report, found)
     compared = compare_results(references, found, tolerances)
     if task.request.tf32 and device.kind == "cuda":
         with clock.measure("as_deployed"):
-            report = replace(report, as_deployed=_run_as_deployed(task, device, onnx_device, samples, references))
+            report = replace(
+                report, as_deployed=_run_as_deployed(task, clock, device, onnx_device, samples, references)
+            )
     with clock.measure("noise"):
         proved = task.request.is_exact and outcome.all_pass
         measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared, proved)
@@ -203,6 +205,7 @@ def _sites(task: _Task, device: Device, sample: Sample) -> SitesOutcome:
 
 def _run_folded(
     task: _Task,
+    clock: Clock,
     device: Device,
     onnx_device: Device | None,
     samples: Sequence[Sample],
@@ -220,7 +223,7 @@ def _run_folded(
     if task.folded is not None:
         try:
             runner = task.folded.runner(device)
-            return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in samples]
+            return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in clock.each(samples)]
         except RunError as error:
             return str(error)
     assert task.onnx is not None  # one of the two is always there
@@ -237,12 +240,13 @@ def _run_folded(
 
 def _run_as_deployed(
     task: _Task,
+    clock: Clock,
     device: Device,
     onnx_device: Device | None,
     samples: Sequence[Sample],
     references: Sequence[Results],
 ) -> tuple[OutputMetrics, ...]:
-    found = _run_folded(task, device, onnx_device, samples, references[0], as_deployed=True)
+    found = _run_folded(task, clock, device, onnx_device, samples, references[0], as_deployed=True)
     if isinstance(found, str):
         raise DeviceError(
             f"{task.folded_label} cannot run as deployed, with TF32: {found}",
