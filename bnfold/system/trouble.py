@@ -8,7 +8,8 @@ import traceback
 from bnfold.errors import BnfoldError, ModelLoadError
 from bnfold.version import __version__
 
-_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|cannot map", re.IGNORECASE)
+_NO_MEMORY = re.compile("cannot allocate memory|failed to map segment|cannot map|bad_alloc", re.IGNORECASE)
+_NO_THREAD = "can't start new thread"
 _NO_FILES = re.compile("too many open files", re.IGNORECASE)
 
 
@@ -33,7 +34,9 @@ def _shortage(error: BaseException) -> str:
     """What this process lacks, whatever model it works on; "" if an error is about something else."""
     number = error.errno if isinstance(error, OSError) else None
     is_import = isinstance(error, ImportError)  # of a library, which says what it lacks in words alone
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or (is_import and _NO_MEMORY.search(str(error))):
+    no_thread = isinstance(error, RuntimeError) and str(error) == _NO_THREAD  # no memory for its stack
+    no_memory = isinstance(error, MemoryError) or number == errno.ENOMEM or no_thread
+    if no_memory or (is_import and _NO_MEMORY.search(str(error))):
         return (
             "There is not enough memory for this. What is in use may be limited (ulimit -v), or the model is too large"
         )

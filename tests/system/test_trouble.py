@@ -27,7 +27,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
     [
         (MemoryError(), "not enough memory"),
         (OSError(errno.ENOMEM, "x"), "not enough memory"),
+        (RuntimeError("can't start new thread"), "not enough memory"),
         (ImportError("libx.so: failed to map segment from shared object"), "not enough memory"),
+        (ImportError("Exception caught: std::bad_alloc"), "not enough memory"),
         (OSError(errno.EMFILE, "x"), "Too many files"),
         (ImportError("libx.so: Too many open files"), "Too many files"),
         (caused(ImportError("read this for advice"), ImportError("libx.so: cannot allocate memory")), "enough memory"),
@@ -49,7 +51,12 @@ def test_ours_stays_and_a_bug_says_where() -> None:
 
 
 def test_a_runtime_without_memory_for_its_threads() -> None:
-    assert isinstance(failure_of(RuntimeError("pthread_create failed, error code: 12")), MemoryError)
+    for message in (
+        "pthread_create failed, error code: 12",
+        "can't start new thread",
+        "initialization: std::bad_alloc",
+    ):
+        assert isinstance(failure_of(RuntimeError(message)), MemoryError)
     found = failure_of(RuntimeError("bad tensor"))
     assert isinstance(found, RuntimeFailure)
     assert found.kind is FailureKind.REJECTED

@@ -40,8 +40,8 @@ _SOURCE_LOCATION = re.compile(r"/onnxruntime_src/\S+ .*?\) ")
 _DEVICE_TROUBLE = re.compile(
     r"CUDA failure|CUDNN failure|CUBLAS failure|cudnn|Failed to allocate memory", re.IGNORECASE
 )
-_NO_MEMORY = "pthread_create failed"
-"""Said where a thread gets no stack; a tensor that is too large is the model's own."""
+_NO_MEMORY = re.compile("pthread_create failed|can't start new thread|std::bad_alloc")
+"""Said where a thread gets no stack, or an object no place; a tensor that is too large is the model's own."""
 
 
 class FailureKind(StrEnum):
@@ -215,7 +215,7 @@ def check_device_works(device: Device) -> None:
 
 
 def failure_of(error: Exception) -> RuntimeFailure | MemoryError:
-    """What an exception of onnxruntime says, and of which kind it is; no memory for its threads is no failure."""
+    """What an exception of onnxruntime says, and of which kind it is; a lack of memory is no failure of a model."""
     kinds = {
         "NoSuchFile": FailureKind.UNREADABLE,
         "NoModel": FailureKind.UNREADABLE,
@@ -224,7 +224,7 @@ def failure_of(error: Exception) -> RuntimeFailure | MemoryError:
     }
     lines = str(error).strip().splitlines() or [type(error).__name__]
     message = _SOURCE_LOCATION.sub("", _PREFIX.sub("", lines[0])).strip()
-    if _NO_MEMORY in message:
+    if _NO_MEMORY.search(message):
         return MemoryError(message)
     kind = kinds.get(type(error).__name__, FailureKind.REJECTED)
     if kind is FailureKind.REJECTED and _DEVICE_TROUBLE.search(message):

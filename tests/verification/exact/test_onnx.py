@@ -8,6 +8,7 @@ import pytest
 import random_models
 import random_rejoined
 from onnx_fold import batch_norm, parse, random
+from small_networks import original, random_layers
 
 import bnfold
 from bnfold.onnx.file.load import from_proto
@@ -17,7 +18,9 @@ from bnfold.report import Exact, Verdict
 from bnfold.verification.exact.judging import judge
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 from bnfold.verification.exact.onnx.gate import check_onnx
+from bnfold.verification.exact.onnx.running import Runner
 from bnfold.verification.exact.onnx.stand_in import stand_in
+from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure
 
 
 def check(model: onnx.ModelProto, options: FoldOptions | None = None) -> Exact:
@@ -277,3 +280,15 @@ class TestResult:
         assert report.to_dict()["exact"]["regions"] == 1
         assert "1 of 1 changed region exactly equal" in report.summary_line()
         assert report.timings_s["exact"] > 0
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [(FailureKind.DEVICE, "inconclusive"), (FailureKind.REJECTED, "fail")])
+def test_a_region_for_which_memory_is_short_is_not_wrong(
+    kind: FailureKind, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeFailure(kind, "Failed to allocate memory for requested buffer")
+
+    result = bnfold.fold(original(random_layers(1)))
+    monkeypatch.setattr(Runner, "compare", fails)
+    assert result.check().verdict == verdict
