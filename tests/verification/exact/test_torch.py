@@ -165,6 +165,18 @@ class TestPrograms:
             assert bnfold.fold(exported(computed(name))).check().verdict is Verdict.FAIL
             assert bnfold.fold(computed(name), (torch.randn(2, 3, 8, 8),)).check().verdict is Verdict.FAIL
 
+    @pytest.mark.parametrize(
+        ("pool", "verdict"),
+        [
+            (nn.AvgPool2d(56), Verdict.PASS),
+            (nn.AvgPool2d(49, padding=5, count_include_pad=False), Verdict.INCONCLUSIVE),
+        ],
+    )
+    def test_averages_over_large_windows(self, pool: nn.Module, verdict: Verdict) -> None:
+        layers = nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.BatchNorm2d(4)).eval()
+        program = torch.export.export(layers, (torch.randn(1, 3, 114, 58),), strict=False)
+        assert bnfold.fold(program).check().verdict is verdict
+
     def test_verify_runs_it_first(self) -> None:
         report = bnfold.fold(exported(convolutions())).verify(device="cpu", samples=1)
         assert report.verdict is Verdict.PASS

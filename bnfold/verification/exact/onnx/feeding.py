@@ -15,12 +15,16 @@ from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, 
 from bnfold.system.memory import require_memory
 from bnfold.verification.exact.onnx.regions import Region
 from bnfold.verification.exact.onnx.sizes import shape_for, static_shape
+from bnfold.verification.exact.onnx.wide_sums import is_wide
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure
 
 _LARGEST = 3
 _LARGE_WINDOW = 256
 _MOST = 1 << 14
 """Products of such values with weights, biases and scales stay whole numbers that float32 has."""
+
+_MOST_DRAWN = 1 << 40
+"""Larger multiples are given up; they need windows in which each number of elements occurs."""
 
 _NBYTES_EACH = 24
 """Each element is drawn, multiplied, and given its type."""
@@ -45,6 +49,7 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
     draw = np.random.default_rng(seed)
     originals = _originals(region)
     multiple = _multiple(originals, types)
+    multiple = multiple if multiple <= _MOST_DRAWN else 1
     divisors = {node.input[1] for node in originals if is_standard(node, "Div")}
     values: dict[str, Array] = {}
     for name, value in region.entries.items():
@@ -59,10 +64,11 @@ def feed(region: Region, types: ValueTypes, dtypes: Mapping[str, np.dtype[np.gen
     return values
 
 
-def is_exact(region: Region, types: ValueTypes) -> bool:
-    """Whether sums of such values are exact: they are not over large windows, nor in such multiples as they need."""
+def is_exact(region: Region, types: ValueTypes, opset: int) -> bool:
+    """Whether sums of such values are exact: in float32 not over large windows, nor in such multiples as they need."""
     originals = _originals(region)
-    windows = [math.prod(ints_attribute(n, "kernel_shape")) for n in originals if is_standard(n, "AveragePool")]
+    narrow = [node for node in originals if is_standard(node, "AveragePool") and not is_wide(node, opset)]
+    windows = [math.prod(ints_attribute(node, "kernel_shape")) for node in narrow]
     large = max((window for window in windows if window > _LARGE_WINDOW), default=1)
     return _multiple(originals, types) * large <= _MOST
 

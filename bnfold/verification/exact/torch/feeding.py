@@ -24,6 +24,8 @@ _MEANS = frozenset("mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_po
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _LARGEST = 3
 _MOST = 1 << 16
+_MOST_EXACT = 1 << 40
+"""Products of such values with weights, biases and scales stay whole numbers that float64 has."""
 _POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -95,14 +97,21 @@ def multiple_for(nodes: Iterable[fx.Node], sizes: Sizes) -> int:
     needed: dict[fx.Node, int] = {}
     for node in nodes:
         needed[node] = math.lcm(*(needed.get(read, 1) for read in all_reads(node))) * _divided_by(node, sizes)
-    return math.lcm(*needed.values())
+    needed_by_all = math.lcm(*needed.values())
+    return needed_by_all if needed_by_all <= _MOST_EXACT else 1
 
 
 def _divided_by(node: fx.Node, sizes: Sizes) -> int:
     name = operator_name(node)
     if name in _AVERAGES:
-        kernel = arguments(node).get("kernel_size")
-        return math.prod(math.lcm(*range(1, int(size) + 1)) for size in cast(Iterable[int], kernel))
+        given = arguments(node)
+        if given.get("divisor_override"):
+            return int(cast(int, given["divisor_override"]))
+        kernel = [int(size) for size in cast(Iterable[int], given.get("kernel_size"))]
+        padded = any(cast(Iterable[int], given.get("padding") or ()))
+        if given.get("ceil_mode") or (padded and not given.get("count_include_pad")):
+            return math.prod(math.lcm(*range(1, size + 1)) for size in kernel)
+        return math.prod(kernel)
     source, target = (_fake(read) for read in (next(all_reads(node), node), node))
     if name not in _MEANS or source is None or target is None:
         return 1
