@@ -24,7 +24,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 | resample (Resize but tf_crop_and_resize, Upsample, Pad with reflect, edge, wrap) | s, t | s, t |
 | zero_pad (Pad with zeros) | s | s |
 | depth_to_space, space_to_depth | s, t by the same rearrangement | s, t |
-| scatter with addition | s to base and updates, t to the base | t of the base; s if both carry the same |
+| scatter (with addition) | s to base and updates, t to the base | t of the base; s if both carry the same |
 | opaque | stops | stops |
 """
 

@@ -476,12 +476,21 @@ def identity(m: Maker, x: Tensor) -> None:
     m.add(op_type, [x.name], x.shape, **({"to": TensorProto.DOUBLE} if op_type == "Cast" else {}))
 
 
+def scatter(m: Maker, x: Tensor) -> None:
+    """All elements along an axis are added up at one place of zeros, or of another value."""
+    (shape,) = m.add("Shape", [x.name], (len(x.shape),), keep=False)
+    (places,) = m.add("Expand", [m.integers(0), shape.name], x.shape, keep=False)
+    (base,) = m.add("Expand", [m.constant(np.zeros(1)), shape.name], x.shape, keep=False)
+    base = m.pick(base, m.partner(x, lambda other: other == x.shape))
+    m.add("ScatterElements", [base.name, places.name, x.name], x.shape, axis=m.axis(x), reduction="add")
+
+
 MAPS = (conv, conv, matmul, matmul_left, gemm, conv_transpose)
 AFFINES = (batch_norm, batch_norm, batch_norm, spelled_out)
 MOVES = (
     activation, pool, reduction, two_values, two_values, concat, concat, split, slice_, gather, transpose, reshape,
     shape_of_another, channel_shuffle, flatten, squeeze, unsqueeze, expand, tile, pad, resize, depth_to_space,
-    space_to_depth, identity,
+    space_to_depth, identity, scatter,
 )  # fmt: skip
 BRANCHES = (branches,)
 
