@@ -119,9 +119,9 @@ def load_inputs(path: str | os.PathLike[str]) -> list[dict[str, Array]]:
 
 def _load_sample(file: str) -> dict[str, Array]:
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # to open a pipe would wait for somebody who writes to it
+            raise ModelLoadError(f"{file} is not a regular file.")
         with open(file, "rb") as handle:  # np.load would leave a torn archive open
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                raise ModelLoadError(f"{file} is not a regular file.")
             _require_room(handle, file)
             data = np.load(handle, allow_pickle=False)
             if isinstance(data, np.lib.npyio.NpzFile):

@@ -101,12 +101,8 @@ def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_inputs(tmp_path / "data.npz")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
-def test_a_named_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "data.npz")
-    writer = os.open(tmp_path / "data.npz", os.O_RDWR)  # or opening it for reading would wait
-    try:
-        with pytest.raises(ModelLoadError, match="not a regular file"):
-            load_inputs(tmp_path / "data.npz")
-    finally:
-        os.close(writer)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "i.npz")
+    with pytest.raises(ModelLoadError, match="is not a regular file"):
+        load_inputs(tmp_path / "i.npz")
