@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -37,24 +38,28 @@ def build_module(import_path: str, arguments: Mapping[str, object] | None = None
     if isinstance(found, torch.nn.Module):
         if given:
             raise UsageError(f"{import_path} is a module already, and takes no arguments")
-        return unwrap(found).eval()
+        return _in_inference_mode(found, import_path)
     if not callable(found):
         raise ModelLoadError(
             f"{import_path} is of type {type(found).__name__}, neither an nn.Module nor a function that makes one."
         )
     _require_arguments(found, given, import_path)
-    try:
+    with _said_of(f"{import_path} failed"):
         made = cast(object, found(**given))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise ModelLoadError(f"{import_path} failed: {_said(error)}") from error
     if not isinstance(made, torch.nn.Module):
         raise ModelLoadError(
             f"{import_path} gave something of type {type(made).__name__}, not an nn.Module.",
             hint="Write a function that returns the module alone.",
         )
-    return unwrap(made).eval()
+    return _in_inference_mode(made, import_path)
+
+
+def _in_inference_mode(module: torch.nn.Module, import_path: str) -> torch.nn.Module:
+    """A module after `eval()`, whatever that returns, without what is put around it."""
+    inner = unwrap(module)
+    with _said_of(f"eval() of what {import_path} gives failed"):
+        inner.eval()
+    return inner
 
 
 def _attribute(import_path: str) -> object:
@@ -72,9 +77,10 @@ def _attribute(import_path: str) -> object:
             raise ModelLoadError(f"There is no module {missing!r} to import.", hint=hint) from error
         raise ModelLoadError(f"Importing {module_name} failed: {_said(error)}") from error
     for name in attributes.split("."):
-        if not hasattr(found, name):
-            raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=perhaps(name, dir(found)))
-        found = getattr(found, name)
+        with _said_of(f"{module_name} does not give {attributes!r}"):
+            if not hasattr(found, name):
+                raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=perhaps(name, dir(found)))
+            found = getattr(found, name)
     return found
 
 
@@ -92,6 +98,20 @@ def _require_arguments(factory: Callable[..., object], given: Mapping[str, objec
         ) from error
 
 
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Says in one sentence that code of somebody else failed, whatever it raises."""
+    try:
+        yield
+    except (KeyboardInterrupt, ModelLoadError):
+        raise
+    except BaseException as error:
+        raise ModelLoadError(f"{what}: {_said(error)}") from error
+
+
 def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
+    try:
+        text = " ".join(str(error).split())[:300]
+    except Exception:  # noqa: BLE001 - it may not even know how to be shown
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -39,6 +39,34 @@ def leaves():
     raise SystemExit(3)
 
 
+def says_nothing():
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError("no words")
+
+    raise Silent
+
+
+def stays_in_training():
+    module = Net()
+    module.eval = lambda: 1 // 0
+    return module
+
+
+def holds_itself():
+    module = Net()
+    module._modules["self"] = module
+    return module
+
+
+class Lazy:
+    def __getattr__(self, name):
+        raise RuntimeError("not today")
+
+
+lazy = Lazy()
+
+
 def a_list():
     return [Net()]
 
@@ -87,6 +115,10 @@ def test_keyword_arguments(code):
         ("made_for_test:number", ModelLoadError, "is of type int, neither an nn.Module nor a function"),
         ("made_for_test:fails", ModelLoadError, "KeyError: 'no such weights'"),
         ("made_for_test:leaves", ModelLoadError, "SystemExit: 3"),
+        ("made_for_test:says_nothing", ModelLoadError, "failed: Silent$"),
+        ("made_for_test:stays_in_training", ModelLoadError, "eval.. of what .* gives failed: ZeroDivisionError"),
+        ("made_for_test:holds_itself", ModelLoadError, "eval.. of what .* gives failed: RecursionError"),
+        ("made_for_test:lazy.make", ModelLoadError, "does not give 'lazy.make': RuntimeError: not today"),
         ("made_for_test:a_list", ModelLoadError, "gave something of type list, not an nn.Module"),
         ("made_for_test", UsageError, "no import path"),
         ("made_for_test:", UsageError, "no import path"),
