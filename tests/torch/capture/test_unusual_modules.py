@@ -63,7 +63,7 @@ class WithScripts(nn.Module):
         return self.last(self.part(self.act(self.body(x))))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
 def test_torchscript_inside_a_model() -> None:
     module = WithScripts().double().eval()
     trained(module.body)
