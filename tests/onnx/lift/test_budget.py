@@ -207,7 +207,7 @@ def test_vectors_that_are_longer_than_the_file_are_not_followed_element_by_eleme
 
     for length, times, small in ((1 << 20, 100, False), (1 << 30, 1, False), (1000, 10, True)):
         proto = concatenated(length, times)
-        assert may_make_long_vectors(proto.graph)
+        assert may_make_long_vectors(proto)
         assert vectors_stay_small(onnx.shape_inference.infer_shapes(proto).graph) is small
         started = time.process_time()
         inspect_onnx(from_proto(proto))
