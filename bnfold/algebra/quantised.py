@@ -173,10 +173,11 @@ class QuantisedTensor:
             blocks = np.broadcast_to(scale, self.scale.shape).astype(self.scale.dtype)
             return replace(self, integers=ArrayTensor(integers), scale=ArrayTensor(blocks))
         shape = (integers.shape[axes[0]],) if axes else self.scale.shape
-        vector = np.broadcast_to(scale.reshape(-1), shape).copy()
+        flat = -1 if shape else ()
+        vector = np.broadcast_to(scale.reshape(flat), shape).copy()
         zero = self.zero_point
         if zero is not None and zero.shape != shape:
-            zero = ArrayTensor(np.broadcast_to(zero.read().reshape(-1)[:1], shape).copy())
+            zero = ArrayTensor(np.broadcast_to(zero.read().reshape(-1)[:1].reshape(flat), shape).copy())
         axis = axes[0] if axes else self.axis
         return replace(self, integers=ArrayTensor(integers), scale=ArrayTensor(vector), zero_point=zero, axis=axis)
 

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.reshape_sizes import note_reshapes
-from bnfold.onnx.lift.shape_proofs import contradicts_readers, note_proofs, read_as_standard
+from bnfold.onnx.lift.shape_proofs import contradicts_readers, mend_transposed, note_proofs, read_as_standard
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
@@ -93,6 +93,8 @@ def _all_types(main: onnx.GraphProto) -> list[ValueTypes]:
 
 def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset[str]) -> onnx.ModelProto:
     result = _infer(skeleton)
+    if mend_transposed(skeleton.graph, result.graph):
+        result = _infer(skeleton)
     for _ in range(_MOST_ROUNDS):
         types = value_types(result.graph)
         constants = Constants(model, model.proto.graph, opset_version(model.proto.opset_import), types)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 import onnx
 from onnx import helper
 
-from bnfold.onnx.lift.types import Shape, declare, element_type, value_types
-from bnfold.onnx.proto.names import int_attribute, is_standard, nested
+from bnfold.onnx.lift.types import Shape, ValueTypes, declare, element_type, value_types
+from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, nested
 
 _SAME_SHAPE = frozenset(
     "Abs BatchNormalization Cast CastLike Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid"
@@ -62,6 +62,53 @@ def read_as_standard(proto: onnx.ModelProto) -> None:
                 kept = [given for given in node.attribute if not given.name.startswith("activation")]
                 _become(node, FUSED_MAPS[node.op_type], 3, {})
                 node.attribute.extend(kept)
+
+
+def mend_transposed(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
+    """Gives each ConvTranspose pads in the place of an `output_shape` that cuts off more than its input has.
+
+    Of such a one, onnx's inference makes a value of fewer axes than it has.
+
+    Args:
+        main: The main graph of a skeleton.
+        inferred: The same after inference.
+
+    Returns:
+        Whether there was any.
+    """
+    mended = False
+    outer: ValueTypes = {}
+    for graph, known in zip(nested(main), nested(inferred), strict=True):
+        types = {**outer, **value_types(known)}
+        outer = outer or types
+        for node in graph.node:
+            wanted = ints_attribute(node, "output_shape") if is_standard(node, "ConvTranspose") else ()
+            source, weight = (types.get(name, (None, ""))[0] for name in node.input[:2]) if wanted else (None, None)
+            if source is None or weight is None or not len(source) == len(weight) == len(wanted) + 2:
+                continue
+            read = source[2:]
+            if all(not isinstance(size, int) or size <= given for size, given in zip(read, wanted, strict=True)):
+                continue
+            whole = _whole_sizes(node, read, weight[2:])
+            cut = [0 if size is None else size - given for size, given in zip(whole, wanted, strict=True)]
+            kept = [given for given in node.attribute if given.name not in ("output_shape", "auto_pad", "pads")]
+            del node.attribute[:]
+            node.attribute.extend([*kept, helper.make_attribute("pads", [*cut, *[0] * len(cut)])])
+            mended = True
+    return mended
+
+
+def _whole_sizes(node: onnx.NodeProto, read: Shape, kernel: Shape) -> list[int | None]:
+    """The spatial sizes that a ConvTranspose gives without pads, where they are known."""
+    ones = (1,) * len(read)
+    strides, dilations = (ints_attribute(node, name) or ones for name in ("strides", "dilations"))
+    added = ints_attribute(node, "output_padding") or (0,) * len(read)
+    return [
+        stride * (size - 1) + dilation * (taps - 1) + 1 + more
+        if isinstance(size, int) and isinstance(taps, int)
+        else None
+        for size, taps, stride, dilation, more in zip(read, kernel, strides, dilations, added, strict=True)
+    ]
 
 
 def _become(node: onnx.NodeProto, op_type: str, inputs: int, attributes: Mapping[str, int]) -> None:

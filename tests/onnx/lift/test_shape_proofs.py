@@ -275,3 +275,37 @@ def test_other_maps_of_the_runtime_are_left_with_that_reason(op_type: str) -> No
     model = network(body.replace("Map", op_type), w=random(4, 3, 3, 3), **batch_norm(4))
     (left,) = bnfold.fold(model).plan.left
     assert f"{op_type} 'map' is a form of a map that onnxruntime writes for itself" in left.reason
+
+
+@pytest.mark.parametrize("declared", ["", "float[2,4,4,3] t", "float[2,4,4,3] t, float[2,4,4,3] y"])
+@pytest.mark.parametrize("attributes", ["", ", strides = [2, 1], dilations = [1, 2]", ', auto_pad = "SAME_UPPER"'])
+def test_a_transposed_convolution_that_gives_less_than_it_reads(attributes: str, declared: str) -> None:
+    """onnx's inference drops the axes of its result where `output_shape` is smaller than the input."""
+    weight = np.random.default_rng(0).normal(size=(4, 4, 3, 3)).astype(np.float32)
+    norm = batch_norm(4, dtype=np.float32)
+    model = parse(
+        f"agraph (float[2,4,5,5] x) => (float[2,4,4,3] z) <{declared}> {{"
+        f" t = ConvTranspose <output_shape = [4, 3]{attributes}> (x, w)"
+        " y = BatchNormalization (t, bn_g, bn_b, bn_m, bn_v)  z = Relu (y) }",
+        w=weight,
+        **norm,
+    )
+    folded = bnfold.fold(model)
+    assert folded.plan.batch_norms_left == 0
+    feeds = {"x": np.random.default_rng(1).normal(size=(2, 4, 5, 5)).astype(np.float32)}
+    expected = run(model, **feeds)
+    np.testing.assert_allclose(run(folded.model, **feeds), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_that_are_open_are_no_matter_for_pads() -> None:
+    model = parse(
+        "agraph (float[2,4,H,5] x) => (float[2,4,4,3] y) { t = ConvTranspose <output_shape = [4, 3]> (x, w)"
+        " y = BatchNormalization (t, bn_g, bn_b, bn_m, bn_v) }",
+        w=np.random.default_rng(0).normal(size=(4, 4, 3, 3)).astype(np.float32),
+        **batch_norm(4, dtype=np.float32),
+    )
+    folded = bnfold.fold(model)
+    assert folded.plan.batch_norms_left == 0
+    feeds = {"x": np.random.default_rng(1).normal(size=(2, 4, 6, 5)).astype(np.float32)}
+    expected = run(model, **feeds)
+    np.testing.assert_allclose(run(folded.model, **feeds), expected, rtol=1e-5, atol=1e-5)

@@ -219,6 +219,19 @@ def test_what_integers_cannot_hold_stays(name: str) -> None:
     assert folded.model == folded.original
 
 
+def test_one_scale_takes_one_number() -> None:
+    model = parse(
+        "agraph (float[N,3] x) => (float[N,4] y) { w = DequantizeLinear (q, s)  c = MatMul (x, w)  y = Mul (c, two) }",
+        opset=21,
+        q=integers(3, 4),
+        s=np.float32(0.01),
+        two=np.float32(2.5),
+    )
+    folded = fold(model, compare=False)
+    assert [node.op_type for node in folded.model.graph.node] == ["DequantizeLinear", "MatMul"]
+    agree(folded)
+
+
 def test_positive_scales_turn_nothing() -> None:
     weight = WEIGHTS["one scale"]
     others = {"q": np.full((4, 3, 3, 3), -128, np.int8), "bn_g": np.full(4, 0.7, np.float32)}
