@@ -14,12 +14,17 @@ _IMAGE = "float[2,4,6,6] x"
 def _constants() -> dict[str, np.ndarray]:
     ones, zeros = np.ones(4), np.zeros(4)
     shift_only = {"t_g": ones, "t_b": random(4, seed=5), "t_m": random(4, seed=6), "t_v": ones}
+    raised = {"r_g": ones, "r_b": np.abs(random(4, seed=5)), "r_m": zeros, "r_v": ones}
     scale_only = {**batch_norm(4, "s"), "s_b": zeros, "s_m": zeros}
     negative = {**scale_only, "s_g": -np.abs(scale_only["s_g"])}
     return {
         **batch_norm(4, "p"),
         **batch_norm(4, "q", seed=2),
+        **batch_norm(2, "two"),
+        **batch_norm(8, "eight"),
+        **batch_norm(16, "many"),
         **shift_only,
+        **raised,
         **scale_only,
         **{name.replace("s_", "n_"): array for name, array in negative.items()},
         "w": random(4, 4, 1, 1),
@@ -28,6 +33,7 @@ def _constants() -> dict[str, np.ndarray]:
         "k2": random(4, 4, 2, 2),
         "g": random(4, 2, 1, 1),
         "one": random(1, 4, 1, 1, seed=3),
+        "wide": random(4, 8, 1, 1),
         "deep": random(16, 4, 1, 1),
         "sixteen": random(16),
         "back": random(4, 16, 3, 3),
@@ -67,6 +73,16 @@ _TEXTS = {
     ),
     "denominator": (f"{_IMAGE}, float[2,4,6,6] h", f"b = {_bn('s', 'x')} d = Div(h, b) y = Conv(d, w)"),
     "negative behind Relu": (_IMAGE, f"a = Conv(x, w) r = Relu(a) y = {_bn('n', 'r')}"),
+    "shift behind Relu": (_IMAGE, f"a = Conv(x, w) r = Relu(a) y = {_bn('r', 'r', _EXACTLY_ONE)}"),
+    "channels in two axes": (_IMAGE, f"a = Conv(x, w) d = Reshape(a, halves) y = {_bn('two', 'd')}"),
+    "Concat": (_IMAGE, f"a = Conv(x, w) b = Conv(x, w2) d = Concat<axis=1>(a, b) y = {_bn('eight', 'd')}"),
+    "Concat forward": (
+        f"{_IMAGE}, float[2,4,6,6] h",
+        f"b = {_bn('p', 'x')} d = Concat<axis=1>(b, h) y = Conv(d, wide)",
+    ),
+    "SpaceToDepth": (_IMAGE, f"a = Conv(x, w) d = SpaceToDepth<blocksize=2>(a) y = {_bn('many', 'd')}"),
+    "an output before": (_IMAGE, f"a = Conv(x, w) y = {_bn('p', 'a')}", "float[] a"),
+    "an output behind": (_IMAGE, f"b = {_bn('p', 'x')} y = Conv(b, w)", "float[] b"),
     "Pad": (_IMAGE, f'a = Conv(x, w) d = Pad<mode="constant">(a, pads) y = {_bn("p", "d")}'),
     "pool that counts": (
         _IMAGE,
@@ -136,6 +152,7 @@ _INTEGERS = {
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     "crop": np.array([0, 0, 1, 0, 0, -1]),
     "order": np.array([2, 0, 3, 1]),
+    "halves": np.array([2, 2, 2, 6, 6]),
     "twice": np.array([0, 0, 1, 2]),
     "starts": np.array([1]),
     "ends": np.array([3]),
@@ -151,10 +168,10 @@ def networks() -> Iterator[tuple[str, onnx.ModelProto]]:
         "two": np.array([[[2.5]], [[-0.4]]], np.float32),
         "h0": np.zeros(1, np.float32),
     }
-    for name, (inputs, body) in _TEXTS.items():
-        model = parse(f"g ({inputs}) => (float[] y) {{ {body} }}")
-        del model.graph.output[0].type.tensor_type.shape.dim[:]
-        model.graph.output[0].type.tensor_type.ClearField("shape")
+    for name, (inputs, body, *outputs) in _TEXTS.items():
+        model = parse(f"g ({inputs}) => ({', '.join(['float[] y', *outputs])}) {{ {body} }}")
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
         read = {value for node in model.graph.node for value in node.input}
         held = {**constants, **_INTEGERS}
         model.graph.initializer.extend(
