@@ -12,6 +12,8 @@ from bnfold.errors import ModelLoadError, UsageError, perhaps
 from bnfold.model_kind import is_import_path
 from bnfold.torch.capture.wrappers import unwrap
 
+_NOTHING = object()
+
 
 def build_module(import_path: str, arguments: Mapping[str, object] | None = None) -> torch.nn.Module:
     """Import a module of PyTorch, or call what makes one, and put it into inference mode.
@@ -78,9 +80,11 @@ def _attribute(import_path: str) -> object:
         raise ModelLoadError(f"Importing {module_name} failed: {_said(error)}") from error
     for name in attributes.split("."):
         with _said_of(f"{module_name} does not give {attributes!r}"):
-            if not hasattr(found, name):
-                raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=perhaps(name, dir(found)))
-            found = getattr(found, name)
+            inner = getattr(found, name, _NOTHING)
+            others = dir(found) if inner is _NOTHING else []
+        if inner is _NOTHING:
+            raise ModelLoadError(f"{module_name} has no {attributes!r}.", hint=perhaps(name, others))
+        found = inner
     return found
 
 
@@ -103,7 +107,7 @@ def _said_of(what: str) -> Iterator[None]:
     """Says in one sentence that code of somebody else failed, whatever it raises."""
     try:
         yield
-    except (KeyboardInterrupt, ModelLoadError):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise ModelLoadError(f"{what}: {_said(error)}") from error
