@@ -109,12 +109,11 @@ class QuantisedTensor:
             wanted: Whole numbers, in the layout of the stored integers; what leaves their range is cut off. Integers at
                 the lower end stay there, so that turning them is as possible as it was.
         """
-        ends = ml_dtypes.iinfo(self.integers.dtype)  # type: ignore[no-untyped-call]
         zero = None
         if self.zero_point is not None:
             zero = ArrayTensor(np.rint(_wide(self.zero_point)).astype(self.zero_point.dtype))
         whole = replace(self, scale=ArrayTensor(np.ones(self.scale.shape, self.scale.dtype)), zero_point=zero)
-        lowest, highest = int(ends.min), int(ends.max)
+        lowest, highest = _range(self.integers.dtype)
         moved = np.where(_wide(self.integers) == lowest, lowest, wanted + whole._zero()).clip(lowest, highest)
         return replace(whole, integers=ArrayTensor(moved.astype(self.integers.dtype)))
 
@@ -196,8 +195,7 @@ class QuantisedTensor:
     def _mirrored(self, sign: Float64Array) -> tuple[Array | None, Tensor | None]:
         """The integers and the zero points of blocks, those of negative sign turned within their range."""
         dtype = self.integers.dtype
-        ends = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
-        both = float(int(ends.min) + int(ends.max))
+        both = float(sum(_range(dtype)))
         old = np.zeros(self.scale.shape) if self.zero_point is None else _wide(self.zero_point)
         zero = np.where(sign < 0, both - old, old)
         stored = zero.astype(dtype if self.zero_point is None else self.zero_point.dtype)
@@ -235,6 +233,12 @@ def _shape_after(step: Turned | Reshaped | Narrowed, shape: tuple[int, ...]) -> 
         case Reshaped(new):
             return new
     return shape
+
+
+def _range(dtype: DType) -> tuple[int, int]:
+    """The least and the largest integer of a type."""
+    ends = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    return int(ends.min), int(ends.max)
 
 
 def _wide(tensor: Tensor) -> Float64Array:

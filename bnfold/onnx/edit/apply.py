@@ -116,7 +116,7 @@ class _Editor:
         weight_at = 1 if scope.constants.is_constant(proto.input[1]) else 0
         quantised = folding.quantised()
         if isinstance(quantised, QuantisedTensor) and is_block_product(proto):
-            for position, array in [*parts_of(proto, quantised, scope.constants)]:
+            for position, array in parts_of(proto, quantised, scope.constants):
                 self._set_input(scope, proto, position, array)
         else:
             self._set_weight(node, folding, quantised, weight_at)

@@ -7,7 +7,6 @@ is the middle of the range. What multiplies a row n of W multiplies its scales d
 (see `bnfold.algebra.quantised`).
 """
 
-from collections.abc import Iterator
 from math import prod
 
 import ml_dtypes
@@ -100,7 +99,7 @@ def _weight(node: onnx.NodeProto, constants: Constants) -> QuantisedTensor | Sto
     )
 
 
-def parts_of(node: onnx.NodeProto, weight: QuantisedTensor, constants: Constants) -> Iterator[tuple[int, Array]]:
+def parts_of(node: onnx.NodeProto, weight: QuantisedTensor, constants: Constants) -> list[tuple[int, Array]]:
     """Packs a weight as a node wants it.
 
     Args:
@@ -108,8 +107,8 @@ def parts_of(node: onnx.NodeProto, weight: QuantisedTensor, constants: Constants
         weight: Its new weight, of the shape of the old one.
         constants: The constants of its graph.
 
-    Yields:
-        The position of an input, and its value.
+    Returns:
+        The positions of inputs, and their values.
     """
     integers, scale = weight.integers.read(), weight.scale.read()
     rows, columns = integers.shape
@@ -118,16 +117,19 @@ def parts_of(node: onnx.NodeProto, weight: QuantisedTensor, constants: Constants
     padded = np.zeros((rows, scale.shape[1] * weight.block), integers.dtype)
     padded[:, :columns] = integers
     bits = _bits(integers.dtype)
-    yield _WEIGHT, _packed(padded).reshape(rows, scale.shape[1], weight.block * bits // 8)
-    yield _SCALES, scale.reshape(shape)
+    parts = [
+        (_WEIGHT, _packed(padded).reshape(rows, scale.shape[1], weight.block * bits // 8)),
+        (_SCALES, scale.reshape(shape)),
+    ]
     if weight.zero_point is None:
-        return
+        return parts
     zero = weight.zero_point.read()
     if _given(node, _ZERO_POINTS) or (zero != np.array(1 << (bits - 1)).astype(zero.dtype)).any():
         old = constants.find(node.input[_ZERO_POINTS]) if _given(node, _ZERO_POINTS) else None
         stored = zero if zero.dtype == scale.dtype else _packed(zero)
         rank = len(shape) if old is None else len(old.shape)
-        yield _ZERO_POINTS, stored if rank == stored.ndim else stored.reshape(-1)
+        parts.append((_ZERO_POINTS, stored if rank == stored.ndim else stored.reshape(-1)))
+    return parts
 
 
 def _given(node: onnx.NodeProto, position: int) -> bool:

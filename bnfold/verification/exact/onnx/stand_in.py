@@ -83,7 +83,7 @@ class _Writer:
     def _replace_blocks(self, proto: onnx.NodeProto, weight: QuantisedTensor, scope: Scope) -> None:
         """Gives a MatMulNBits small integers, scales of one, and sums that are not rounded."""
         small = weight.with_integers(self._numbers.weight(weight.shape, 1))
-        for position, array in [*parts_of(proto, small, scope.constants)]:
+        for position, array in parts_of(proto, small, scope.constants):
             tensor = numpy_helper.from_array(array, self._names.fresh("blocks_small"))
             proto.input[position] = tensor.name
             self._constants.setdefault(id(scope.graph), (scope, []))[1].append(tensor)

@@ -47,8 +47,6 @@ def widen_sums(model: onnx.ModelProto) -> None:
     if not any(is_standard(node, "AveragePool", *_SUMS) for node in nodes):
         return
     types = value_types(onnx.shape_inference.infer_shapes(model).graph)
-    for tensor in graph.initializer:
-        types[tensor.name] = (tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type).name)
     names = FreshNames(model)
     widened: list[onnx.NodeProto] = []
     wide_names: dict[str, str] = {}

@@ -81,8 +81,7 @@ class SmallNumbers:
         assert node.affine is not None  # the caller has looked
         given = arguments(handle.node)
         has_gamma, has_beta = (given.get(name) is not None for name in _BATCH_NORM[:2])
-        size = max(node.affine.scale.size, node.affine.shift.size)
-        scale, shift = (np.broadcast_to(a.reshape(-1), (size,)) for a in (node.affine.scale, node.affine.shift))
+        scale, shift = _by_channel(node.affine)
         epsilon = small_epsilon(cast(float, given.get("eps", given.get("epsilon"))))
         small = self._numbers.batch_norm(scale, shift, epsilon, has_gamma=has_gamma, has_beta=has_beta)
         for name, array in zip(_BATCH_NORM, small, strict=True):
@@ -93,8 +92,7 @@ class SmallNumbers:
 
     def _frozen(self, affine: Affine, handle: Handle) -> None:
         """Gives the buffers of a frozen batch norm small numbers, in units that its epsilon is nothing beside."""
-        size = max(affine.scale.size, affine.shift.size)
-        scale, shift = (np.broadcast_to(a.reshape(-1), (size,)) for a in (affine.scale, affine.shift))
+        scale, shift = _by_channel(affine)
         gamma, beta, mean, variance = self._numbers.batch_norm(scale, shift, 0.0)
         arrays = (gamma * _LARGE_DEVIATION, beta, mean, variance * _LARGE_DEVIATION**2)
         names = [f"{handle.module}.{name}" if handle.module else name for name in _BATCH_NORM]
@@ -139,6 +137,12 @@ class SmallNumbers:
         self.results.setdefault(constant.node, (handle.scope, array))
         if layer_has and handle.module is not None:
             self.computed.setdefault((handle.module, layer_has), array)
+
+
+def _by_channel(affine: Affine) -> tuple[Float64Array, Float64Array]:
+    """The scale and the shift of a batch norm, as vectors of one length."""
+    size = max(affine.scale.size, affine.shift.size)
+    return np.broadcast_to(affine.scale.reshape(-1), (size,)), np.broadcast_to(affine.shift.reshape(-1), (size,))
 
 
 def _given(array: Float64Array, _: Array) -> Float64Array:
