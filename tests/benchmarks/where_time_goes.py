@@ -71,9 +71,9 @@ def timed(function, phase):
 
 {imports}
 for place, phase in {phases!r}.items():
-    module, _, names = place.partition(":")
+    file, _, names = place.partition(":")
     *owners, name = names.split(".")
-    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    owner = functools.reduce(getattr, owners, importlib.import_module(file))
     setattr(owner, name, timed(getattr(owner, name), phase))
 spent["imports"] = time.process_time()
 try:
@@ -87,12 +87,20 @@ print(json.dumps(spent))
 
 COMMAND = "lambda: importlib.import_module('bnfold.cli').main()"
 ARGUMENTS = "sys.argv = ['bnfold', *{words!r}, '--quiet', '--force', '--device', 'cpu']"
+# As trained networks are: with the numbers that torch begins with activations shrink to denormals, which take long.
 MODULE = """
 import torch
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 def network():
     torch.manual_seed(0)
-    return MobileNetV2ForImageClassification(MobileNetV2Config(return_dict=False)).eval()
+    made = MobileNetV2ForImageClassification(MobileNetV2Config(return_dict=False)).eval()
+    for layer in made.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        elif isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.normal_(layer.bias, 0.0, 0.1)
+    return made
 """
 IMAGE = "torch.randn(1, 3, 224, 224)"
 EXPORT_MODULE = MODULE + f"torch.onnx.export(network(), ({IMAGE},), {{out!r}}, dynamo=True)"

@@ -6,7 +6,7 @@ the folded model adds to that must be no more than a few times as large. Evaluat
 of a correct fold but the rounding of its new weights.
 
 Where a model cannot be evaluated in float64, its outputs under moved parameters in its own dtype are the noise, as for
-ONNX.
+ONNX. So they are where the other gates prove the fold, as long as the outputs confirm it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bnfold.report.records import OutputMetrics
+from bnfold.report.records import OutputMetrics, Verdict
 from bnfold.torch.fx.tensors import to_torch
 from bnfold.verification.judging.comparing import Compared, Results
 from bnfold.verification.judging.draws import Shifts, judge_by_draws
@@ -28,6 +28,7 @@ from bnfold.verification.torch.run.flatten import to_array
 from bnfold.verification.torch.run.sample import Sample
 from bnfold.verification.torch.run.subject import RunError, Runner, State, Subject
 
+_CONFIRMED = "the other gates prove the fold, which the outputs confirm in their own dtype"
 _MOVABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -86,7 +87,14 @@ class Judged:
 
 def judge_by_noise(measured: Measured) -> Judged:
     """Hold the outputs against the original's own rounding noise."""
-    truth, note = _find_truth(measured)
+    if measured.proved:
+        judged = _judge(measured, None, _CONFIRMED)
+        if all(output.verdict is Verdict.PASS for output in judged.outputs):
+            return judged
+    return _judge(measured, *_find_truth(measured))
+
+
+def _judge(measured: Measured, truth: _Truth | None, note: str) -> Judged:
     if truth is None:
         runner, against = measured.original.runner(measured.device), measured.references
         oracles: Mapping[str, Sequence[Oracle]] = {}
