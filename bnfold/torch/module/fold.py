@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from bnfold.planning.plan import Plan
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, check_inputs, split_examples
@@ -14,7 +13,7 @@ from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.torch.fx.tensors import count_parameters
 from bnfold.torch.module.apply import apply_module
-from bnfold.torch.module.module_planner import ModulePlanner
+from bnfold.torch.module.module_planner import Findings, ModulePlanner
 from bnfold.torch.module.structure.restructuring import Restructuring, restructuring_of
 
 
@@ -30,8 +29,7 @@ class FoldedModule:
         ops_after: How many it runs in the folded module.
         parameters: How many floating-point numbers the original and the folded model store.
         restructuring: What was changed besides numbers.
-        whole: What torch.export gave of the original, with a bias for each layer that may get one; None where it
-            refuses the whole.
+        findings: What running the original found out; in its programs each layer that may get a bias has one.
     """
 
     module: nn.Module
@@ -41,7 +39,7 @@ class FoldedModule:
     ops_after: Mapping[str, int]
     parameters: tuple[int, int]
     restructuring: Restructuring
-    whole: ExportedProgram | None
+    findings: Findings
 
 
 def inspect_module(
@@ -71,6 +69,7 @@ def fold_module(
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     inplace: bool = False,
+    known: Findings | None = None,
 ) -> FoldedModule:
     """Folds a copy of a module, or the module itself.
 
@@ -81,6 +80,7 @@ def fold_module(
         skip: Glob patterns of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
         inplace: Whether to change the module itself.
+        known: What is known of the module, which is not run then.
 
     Raises:
         UsageError: The inputs do not fit the module, or a pattern matches no BN.
@@ -89,7 +89,7 @@ def fold_module(
     inner = unwrap(module)
     with ONE_AT_A_TIME, torch.inference_mode(False):
         with kept(inner):  # its hooks may know it, where its copies are run
-            planned = _planner(inner, example_inputs, dynamic_shapes, skip, only).plan()
+            planned = _planner(inner, example_inputs, dynamic_shapes, skip, only, known).plan()
         stored, restructuring = _stored(inner), restructuring_of(inner, planned.edits)
         folded = planned.folded
         if inplace or folded is None:
@@ -102,7 +102,7 @@ def fold_module(
         planned.ops_after,
         (stored, _stored(folded)),
         restructuring,
-        planned.whole,
+        planned.findings,
     )
 
 
@@ -116,9 +116,10 @@ def _planner(
     dynamic_shapes: DynamicShapes | None,
     skip: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    known: Findings | None = None,
 ) -> ModulePlanner:
     refuse_unsupported(module)
     examples = split_examples(example)
     for args, kwargs in examples:
         check_inputs(module, args, kwargs)
-    return ModulePlanner(module, examples, dynamic_shapes, skip, only)
+    return ModulePlanner(module, examples, dynamic_shapes, skip, only, known)

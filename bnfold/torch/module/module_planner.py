@@ -1,6 +1,6 @@
 """What a fold does to a module: planned, rehearsed, tried with other sizes, and planned again where those differ."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +36,26 @@ _MOST_SIZES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """What running a module found out, which a module of the same code and sizes need not be run for again.
+
+    Attributes:
+        captured: What was captured of it.
+        objections: What the rehearsals of one plan after the other wanted to stay.
+        stop: Why every affine stays; None if that is not so.
+    """
+
+    captured: Capture
+    objections: tuple[Mapping[Place, Stop], ...]
+    stop: Stop | None
+
+    @property
+    def whole(self) -> ExportedProgram | None:
+        """What torch.export gave of the first example; None where it refuses the whole."""
+        return next((piece.program for piece in self.captured.pieces if not piece.path and not piece.inputs), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Planned:
     """What is to be done to a module.
 
@@ -45,7 +65,7 @@ class Planned:
         folded: A copy of the module with the edits; None if there are none.
         ops_before: How many operators of each kind there are.
         ops_after: How many there will be.
-        whole: What torch.export gave of the first example; None where it refuses the whole.
+        findings: What running the module found out.
     """
 
     plan: Plan
@@ -53,7 +73,7 @@ class Planned:
     folded: nn.Module | None
     ops_before: Mapping[str, int]
     ops_after: Mapping[str, int]
-    whole: ExportedProgram | None
+    findings: Findings
 
 
 class ModulePlanner:
@@ -65,6 +85,7 @@ class ModulePlanner:
         dynamic_shapes: As for torch.export.export.
         skip: Glob patterns of the names of BNs that stay as they are.
         only: Glob patterns; if given, every BN that matches none of them stays as it is.
+        known: What is known already, so that nothing has to be run.
     """
 
     def __init__(
@@ -74,6 +95,7 @@ class ModulePlanner:
         dynamic_shapes: DynamicShapes | None,
         skip: tuple[str, ...],
         only: tuple[str, ...],
+        known: Findings | None = None,
     ) -> None:
         self._module = module
         self._examples = examples
@@ -84,9 +106,14 @@ class ModulePlanner:
             layer.register_parameter("bias", trial_bias(layer))
         self._paths = {child: path for path, child in self._traced.named_modules()}
         self._trials = Trials(module, examples)
+        self._rehearsals: list[Rehearsal] = []
+        self._known = known
+        if known is not None:
+            self._captured = known.captured
+            return
         first, *others = examples
         self._captured = self._capture(first, dynamic_shapes)
-        self._rehearsals = [Rehearsal(module, first, self._captured)]
+        self._rehearsals.append(Rehearsal(module, first, self._captured))
         for number, example in enumerate(others, 2):
             self._add(example, dynamic_shapes, f"example {number}")
 
@@ -96,6 +123,8 @@ class ModulePlanner:
         Raises:
             UsageError: A pattern matches no BN, or the module fails with the example.
         """
+        if self._known is not None:
+            return self._planned(self._known.stop)
         planned = self._planned()
         added: list[Arguments] = []
         while planned.folded is not None:
@@ -135,6 +164,7 @@ class ModulePlanner:
             stop: Why every affine stays.
         """
         captured, module, paths = self._captured, self._module, self._paths
+        found, known = [], deque(self._known.objections if self._known is not None else ())
         graph = Graph()
         for piece in captured.pieces:
             lift(piece.program, graph, piece.path, piece.inputs)
@@ -156,17 +186,18 @@ class ModulePlanner:
         while True:
             plan = constraints.plan(*self._patterns)
             edits = edits_of(plan, constraints, module, paths)
-            objections = self._objections(edits)
+            objections = known.popleft() if known else self._objections(edits)
             if not objections:
                 break
+            found.append(objections)
             constraints.keep(objections, paths)
         if plan.left:
             plan = left_to_a_graph(plan, constraints.with_merges(*self._patterns))
         removed = Counter(step.source.op_type for step in plan.steps if step.source not in later)
         folded = apply_module(module, edits, inplace=False) if edits.changes else None
         entries = one_entry_a_module(plan, graph.affines, modules, later)
-        whole = next((piece.program for piece in captured.pieces if not piece.path and not piece.inputs), None)
-        return Planned(entries, edits, folded, dict(ops), dict(ops - removed), whole)
+        findings = Findings(captured, tuple(found), stop)
+        return Planned(entries, edits, folded, dict(ops), dict(ops - removed), findings)
 
     def _objections(self, edits: Edits) -> dict[Place, Stop]:
         """The places that must stay as they are for one of the examples, each with the reason."""

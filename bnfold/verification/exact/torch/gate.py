@@ -24,7 +24,7 @@ from bnfold.verification.exact.plans import difference
 from bnfold.verification.exact.torch.feeding import Sizes, symbols
 from bnfold.verification.exact.torch.regions import Pair, WrongError
 from bnfold.verification.exact.torch.small_numbers import SmallNumbers
-from bnfold.verification.exact.torch.stand_in import stand_in_module, stand_in_program
+from bnfold.verification.exact.torch.stand_in import stand_in_findings, stand_in_module, stand_in_program
 from bnfold.verification.torch.run.traced import Traced, label, read
 from bnfold.verification.torch.sites.pairing import Guess, by_name, pair
 from bnfold.verification.torch.sites.planned import NotPairedError, by_known_plan
@@ -98,15 +98,16 @@ def check_module(
     found = Exact(Verdict.INCONCLUSIVE)
     inner, arguments = unwrap(module), split_inputs(example_inputs)
     try:
-        program = real.whole or trace(shadow(inner), arguments, dynamic_shapes)
+        program = real.findings.whole or trace(shadow(inner), arguments, dynamic_shapes)
         for seed in range(_ATTEMPTS):
-            original = stand_in_module(inner, SmallNumbers(program, Numbers(seed)))
-            folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only)
+            small = SmallNumbers(program, Numbers(seed))
+            original = stand_in_module(inner, small)
+            known = stand_in_findings(real.findings, inner, small, original)
+            folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only, known=known)
             other = difference(real.plan, folded.plan)
             if not other:
-                first, second = (
-                    read(trace(shadow(each), arguments, dynamic_shapes)) for each in (original, folded.module)
-                )
+                first = read(folded.findings.whole or trace(shadow(original), arguments, dynamic_shapes))
+                second = read(trace(shadow(folded.module), arguments, dynamic_shapes))
                 found = compare_programs(first, second, by_known_plan(first, second, folded.plan))
                 break
             found = other_plan(other)

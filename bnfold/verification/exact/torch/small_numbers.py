@@ -40,8 +40,7 @@ class SmallNumbers:
     Attributes:
         parameters: New values of parameters and buffers, by name.
         literals: New values of the arguments of calls, by name.
-        epsilons: What becomes of the epsilon of each call of a batch norm.
-        modules: The same, by the paths of the modules that these run in.
+        epsilons: What becomes of the epsilon of each call of a batch norm, behind the path of the module that it is in.
         rearranged: New values of those that nothing but an expression reads, which in modules is taken to rearrange.
         results: What constant expressions are to give, by the node that does.
         computed: What the parametrizations of layers are to give, by the path of the layer and the name there.
@@ -51,8 +50,7 @@ class SmallNumbers:
         self._numbers = numbers
         self.parameters: dict[str, Array] = {}
         self.literals: dict[fx.Node, dict[str, float]] = {}
-        self.epsilons: dict[fx.Node, float] = {}
-        self.modules: dict[str, float] = {}
+        self.epsilons: dict[fx.Node, tuple[str | None, float]] = {}
         self.rearranged: dict[str, Array] = {}
         self.results: dict[fx.Node, tuple[Scope, Array]] = {}
         self.computed: dict[tuple[str, str], Array] = {}
@@ -86,9 +84,7 @@ class SmallNumbers:
         small = self._numbers.batch_norm(scale, shift, epsilon, has_gamma=has_gamma, has_beta=has_beta)
         for name, array in zip(_BATCH_NORM, small, strict=True):
             self._put(handle.scope.constants.find(given.get(name)), partial(_given, array), handle)
-        self.epsilons[handle.node] = epsilon
-        if handle.module is not None:
-            self.modules[handle.module] = epsilon
+        self.epsilons[handle.node] = handle.module, epsilon
 
     def _frozen(self, affine: Affine, handle: Handle) -> None:
         """Gives the buffers of a frozen batch norm small numbers, in units that its epsilon is nothing beside."""

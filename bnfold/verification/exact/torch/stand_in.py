@@ -10,12 +10,14 @@ of the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -23,6 +25,7 @@ from bnfold.algebra.rounding import Array
 from bnfold.torch.capture.copying import ModuleT, copy_with
 from bnfold.torch.fx.nodes import arguments
 from bnfold.torch.fx.tensors import to_torch
+from bnfold.torch.module.module_planner import Findings
 from bnfold.torch.module.weight_homes import computing_hook, is_computed
 from bnfold.torch.program.editor import ProgramEditor
 from bnfold.verification.exact.numbers import Numbers
@@ -33,17 +36,63 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
     """Makes one of a program, which is not changed."""
     small = SmallNumbers(program, numbers)
     editor = ProgramEditor(program)
-    for name, tensor in replaced(small.parameters, dict(_tensors(program))):
-        for twin in editor.tensors.twins(name):
-            (editor.tensors.state if twin in editor.tensors.state else editor.tensors.constants)[twin] = tensor
-    for node, epsilon in small.epsilons.items():
-        set_argument(editor.call(node), "eps" if "eps" in arguments(node) else "epsilon", epsilon)
+    _put(editor, replaced(small.parameters, dict(_tensors(program))))
+    for node, (_, epsilon) in small.epsilons.items():
+        _set_epsilon(editor.call(node), epsilon)
     for node, given in small.literals.items():
         for name, value in given.items():
             set_argument(editor.call(node), name, value)
     for node, (scope, array) in small.results.items():
         _give(editor, node, scope.graph, to_torch(array, node.meta["val"].device))
     return editor.finish()
+
+
+def stand_in_findings(findings: Findings, module: nn.Module, small: SmallNumbers, copied: nn.Module) -> Findings | None:
+    """What would be found out of a stand-in; None where that cannot be told without running it.
+
+    A program has the tensors of its module and, as numbers in its calls, what code reads of layers: an epsilon that a
+    batch norm of torch itself hands on, and no other call has, is known to come from there.
+
+    Args:
+        findings: What was found out of the module.
+        module: The module.
+        small: What the stand-in has.
+        copied: The stand-in.
+    """
+    program, (piece, *others) = findings.whole, findings.captured.pieces
+    tensors = dict(_held(copied))
+    if program is None or others or small.computed or program.constants.keys() - tensors:
+        return None
+    before = set()
+    editor = ProgramEditor(program)
+    _put(editor, [(name, tensors[name]) for name, _ in _tensors(program) if name in tensors])
+    for node, (path, epsilon) in small.epsilons.items():
+        layer = None if path is None else module.get_submodule(path)
+        if not isinstance(layer, _BatchNorm) or type(layer).__module__ != _BatchNorm.__module__:
+            return None
+        before.add(layer.eps)
+        _set_epsilon(editor.call(node), epsilon)
+    others_have = {
+        given
+        for node in program.graph.nodes
+        if node not in small.epsilons
+        for given in (*node.args, *node.kwargs.values())
+        if isinstance(given, float)
+    }
+    if before & others_have:
+        return None
+    captured = replace(findings.captured, pieces=(replace(piece, program=editor.finish()),))
+    return replace(findings, captured=captured)
+
+
+def _put(editor: ProgramEditor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    for name, tensor in tensors:
+        for twin in editor.tensors.twins(name):
+            (editor.tensors.state if twin in editor.tensors.state else editor.tensors.constants)[twin] = tensor
+
+
+def _set_epsilon(call: fx.Node, epsilon: float) -> None:
+    set_argument(call, "eps" if "eps" in arguments(call) else "epsilon", epsilon)
 
 
 def _give(editor: ProgramEditor, expression: fx.Node, graph: fx.Graph, result: torch.Tensor) -> None:
@@ -62,8 +111,8 @@ def stand_in_module(module: ModuleT, small: SmallNumbers) -> ModuleT:
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     given = {**small.rearranged, **small.parameters}
     copied = copy_with(module, {tensors[name]: tensor for name, tensor in replaced(given, tensors)})
-    for path, epsilon in small.modules.items():
-        layer = copied.get_submodule(path)
+    for path, epsilon in small.epsilons.values():
+        layer = None if path is None else copied.get_submodule(path)
         if hasattr(layer, "eps"):
             setattr(layer, "eps", epsilon)  # noqa: B010 - of a class that has one
     for (path, name), array in small.computed.items():
@@ -120,6 +169,11 @@ def set_argument(call: fx.Node, name: str, value: float) -> None:
             call.args = (*call.args[:position], value, *call.args[position + 1 :])
             return
     call.kwargs = {**call.kwargs, name: value}
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
