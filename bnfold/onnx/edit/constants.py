@@ -16,11 +16,11 @@ from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.constants import EXPRESSIONS
 from bnfold.onnx.lift.lift import Scope
+from bnfold.onnx.proto.constants import spell_out
 from bnfold.onnx.proto.names import defined_names, is_standard, nested, rename_reads, subgraphs
 from bnfold.onnx.proto.order import execution_order
 
 _MOST_NBYTES = 1 << 16
-_SHORT_FORMS = ("value_float", "value_floats", "value_int", "value_ints")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +105,7 @@ def clear(model: OnnxModel, obstacles: Iterable[Obstacles]) -> None:
         for index in reversed(range(len(graph.node))):
             node = graph.node[index]
             if is_standard(node, "Constant"):
-                _spell_out(node)
+                spell_out(node)
             elif len(node.output) == 1 and node.output[0] in found.values:
                 released += node.input
                 _become(node, found.values[node.output[0]])
@@ -115,16 +115,6 @@ def clear(model: OnnxModel, obstacles: Iterable[Obstacles]) -> None:
         rename_reads(graph, found.names)
         forget(graph, {*found.names}, keep_inputs=True)
         remove_unused(model.proto, found.scope.root, [(graph, name) for name in released])
-
-
-def _spell_out(node: onnx.NodeProto) -> None:
-    for given in node.attribute:
-        if given.name in _SHORT_FORMS:
-            data_type = onnx.TensorProto.FLOAT if "float" in given.name else onnx.TensorProto.INT64
-            value = onnx.helper.get_attribute_value(given)
-            dims = (len(value),) if given.name.endswith("s") else ()
-            tensor = onnx.helper.make_tensor("", data_type, dims, value if dims else [value])
-            given.CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 
 def _become(node: onnx.NodeProto, value: Array) -> None:

@@ -48,6 +48,20 @@ def averaged(average: str, size: str, opset: int) -> onnx.ModelProto:
     return parse(text, opset=opset, **{name: array.astype(np.float32) for name, array in constants.items()}, **axes)
 
 
+def test_a_constant_in_another_form_is_the_same_node() -> None:
+    head = (
+        "low = Constant<value_float: float = -1.0>() high = Constant<value_float: float = 2.0>() y = Clip(z, low, high)"
+    )
+    model = conv_bn("1,3,8,8", head=head)
+    folded = fold_onnx(from_proto(model), FoldOptions()).model.proto
+    assert [given.name for node in folded.graph.node if node.op_type == "Constant" for given in node.attribute] == [
+        "value",
+        "value",
+    ]
+    found = check(model)
+    assert (found.verdict, found.regions) == (Verdict.PASS, 1)
+
+
 class TestNumbers:
     def test_signs_zeros_and_ones_stay(self) -> None:
         array = np.array([0.0, 1.0, -1.0, 0.3, -7.1, 1e-9, 0.3])

@@ -228,3 +228,70 @@ class TestModules:
         ):
             bnfold.fold(convolutions(), (torch.randn(2, 3, 8, 8),), check=True)
         assert caught.value.exit_code == 1
+
+
+def exports(module: nn.Module, count: list[None], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often torch.export is asked while a fold that is right is checked."""
+    result = bnfold.fold(module, (torch.rand(2, 3, 5, 4),))
+    real = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: (count.append(None), real(*args, **kwargs))[1])
+    found = result.check()
+    assert (found.verdict, found.unproved) == (Verdict.PASS, ())
+    assert found.regions
+    return len(count)
+
+
+def test_a_stand_in_is_planned_without_running_it(monkeypatch):
+    assert exports(convolutions(bias=False), [], monkeypatch) == 1
+
+
+class EpsilonElsewhere(nn.Module):
+    """The epsilon of a layer is read by code that is not the layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = convolutions()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) / (1 + self.inner.norm.eps)
+
+
+class OwnForward(nn.BatchNorm2d):
+    """A batch norm that hands another epsilon on."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=2 * self.eps
+        )
+
+
+def with_own_forward() -> nn.Module:
+    net = convolutions()
+    norm = OwnForward(4).eval()
+    norm.load_state_dict(net.norm.state_dict())
+    net.norm = norm
+    return net
+
+
+def with_parametrization() -> nn.Module:
+    net = convolutions()
+    parametrizations.weight_norm(net.first)
+    return net
+
+
+class WithConstant(nn.Module):
+    """A tensor that is no parameter and no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.factor = convolutions(), torch.tensor([2.0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("make", "times"), [(EpsilonElsewhere, 3), (with_own_forward, 1), (with_parametrization, 2), (WithConstant, 2)]
+)
+def test_a_stand_in_is_run_where_more_than_tensors_and_epsilons_differ(make, times, monkeypatch):
+    assert exports(make().eval(), [], monkeypatch) == times

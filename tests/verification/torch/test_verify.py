@@ -15,7 +15,7 @@ from torch import nn
 
 import bnfold
 from bnfold.errors import DeviceError, UnsupportedModelError, UsageError, VerificationError
-from bnfold.report import Verdict
+from bnfold.report import Exact, Verdict
 from bnfold.verification.torch.run import devices
 from bnfold.verification.torch.run.flatten import flatten
 
@@ -477,6 +477,27 @@ def test_branches_of_cond_are_computed_in_float64():
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         module(torch.randn(4, 6))  # what PyTorch compiles for torch.cond still works afterwards
+
+
+PROVED = Exact(Verdict.PASS)
+
+
+def test_what_is_proved_is_confirmed_in_its_own_dtype(given, folded):
+    report = cpu(given.module, folded, example_inputs=given.inputs, exact=PROVED)
+    assert (report.verdict, report.config.oracle, report.config.noise_draws) == (Verdict.PASS, "none", 1)
+    assert report.config.oracle_note.startswith("the other gates prove the fold")
+
+
+def test_what_its_own_dtype_does_not_confirm_is_held_against_float64(given, folded):
+    before, changed = dict(given.module.named_parameters()), copy.deepcopy(folded)
+    with torch.no_grad():
+        for name, tensor in changed.named_parameters():
+            if name not in before or not torch.equal(before[name], tensor):
+                tensor.mul_(1 + 16 * torch.finfo(torch.float32).eps)
+    report = cpu(given.module, changed, example_inputs=given.inputs, exact=PROVED)
+    assert {site.verdict for site in report.sites} == {Verdict.PASS}
+    assert report.config.oracle == "float64"
+    assert not any(output.verdict is Verdict.PASS for output in report.outputs)
 
 
 def test_the_report_is_json(given, folded):

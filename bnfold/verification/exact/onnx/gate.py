@@ -85,13 +85,13 @@ def _compare(original: OnnxModel, folded: OnnxModel) -> Exact:
     wrong = _other_interface(original.proto.graph, folded.proto.graph)
     if wrong:
         return Exact(Verdict.FAIL, wrong)
-    whole, pairing, regions = regions_of(original, folded)
+    cut = regions_of(original, folded)
     for value in original.proto.graph.output:
-        if pairing.partners.get(value.name) != value.name:
+        if cut.pairing.partners.get(value.name) != value.name:
             return Exact(Verdict.FAIL, f"the output {value.name!r} is computed by nothing")
-    sizes = _Sizes(sized_types(whole), 2 if is_open(whole) else 1)
-    unproved = [found for region in regions if (found := _compare_region(region, whole, sizes)) is not None]
-    return summed_up(unproved, len(regions), sizes.wanted)
+    sizes = _Sizes(sized_types(cut.original, cut.types), 2 if is_open(cut.original) else 1)
+    compared = (_compare_region(region, cut.original, sizes) for region in cut.regions)
+    return summed_up([found for found in compared if found is not None], len(cut.regions), sizes.wanted)
 
 
 class _Sizes:

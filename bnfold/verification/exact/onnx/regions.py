@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import label
 from bnfold.verification.exact.judging import NotCutError
 from bnfold.verification.exact.onnx.cutting import Cut, reads_of
@@ -61,19 +62,34 @@ class Region:
     broken: bool = False
 
 
-def regions_of(original: OnnxModel, folded: OnnxModel) -> tuple[OnnxModel, Pairing, list[Region]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """What has to be compared.
+
+    Attributes:
+        original: The original without functions.
+        types: What is known about its values.
+        pairing: How the models lie over each other.
+        regions: The regions.
+    """
+
+    original: OnnxModel
+    types: ValueTypes
+    pairing: Pairing
+    regions: list[Region]
+
+
+def regions_of(original: OnnxModel, folded: OnnxModel) -> Regions:
     """Cuts every region out.
 
     Args:
         original: The original; it is not changed.
         folded: The folded model, with the same store of tensors.
-
-    Returns:
-        The original without functions, how the models lie over each other, and the regions.
     """
     first, second = inlined(original), inlined(folded)
     pairing = pair(first, second, by_name=True)
-    return first, pairing, [*_Cutter(first, second, pairing).regions()]
+    cutter = _Cutter(first, second, pairing)
+    return Regions(first, cutter.types, pairing, [*cutter.regions()])
 
 
 class _Cutter:
@@ -82,6 +98,7 @@ class _Cutter:
         self._original = original.proto
         self._emitter = Emitter([original.proto, folded.proto])
         self._edges = Edges(self._emitter, original)
+        self.types = self._edges.types
         graph = original.proto.graph
         self._nodes = [*graph.node]
         self._makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}

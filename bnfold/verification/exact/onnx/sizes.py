@@ -20,7 +20,7 @@ _WIDTHS = (96, 64, 224, 224, 32, 256, 64, 128)
 _LENGTHS = (16, 24, 64, 80, 1024, 512, 16000, 8000)
 
 
-def sized_types(original: OnnxModel) -> Iterator[ValueTypes]:
+def sized_types(original: OnnxModel, types: ValueTypes) -> Iterator[ValueTypes]:
     """What is known about the values of a model, at one choice of its open sizes after the other.
 
     The first and the second differ in every open size; the first has batch 1. Sizes that shape inference refuses are
@@ -28,6 +28,7 @@ def sized_types(original: OnnxModel) -> Iterator[ValueTypes]:
 
     Args:
         original: The model, without functions.
+        types: What is known about its values at any size.
     """
     declared = declared_inputs(original.proto)
     open_ = _open_dims(declared)
@@ -38,7 +39,7 @@ def sized_types(original: OnnxModel) -> Iterator[ValueTypes]:
             read_as_standard(skeleton)
             data_prop = may_follow_elements(skeleton)
             onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=data_prop)
-            yield value_types(with_inferred_shapes(sized).graph)
+            yield value_types(with_inferred_shapes(sized).graph) if open_ else types
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             continue
 

@@ -27,7 +27,7 @@ from bnfold.verification.exact.torch.small_numbers import SmallNumbers
 from bnfold.verification.exact.torch.stand_in import stand_in_findings, stand_in_module, stand_in_program
 from bnfold.verification.torch.run.traced import Traced, label, read
 from bnfold.verification.torch.sites.pairing import Guess, by_name, pair
-from bnfold.verification.torch.sites.planned import NotPairedError, by_known_plan
+from bnfold.verification.torch.sites.planned import NotPairedError, by_known_plan, has_other_numbers
 
 _ATTEMPTS = 3
 _LEAST = (1, 2, 3, 4, 16, 24, 32, 48, 64, 96, 224, 256)
@@ -95,27 +95,40 @@ def check_module(
     if not real.changed:
         return Exact(Verdict.PASS)
     started = time.perf_counter()
-    found = Exact(Verdict.INCONCLUSIVE)
-    inner, arguments = unwrap(module), split_inputs(example_inputs)
     try:
-        program = real.findings.whole or trace(shadow(inner), arguments, dynamic_shapes)
-        for seed in range(_ATTEMPTS):
-            small = SmallNumbers(program, Numbers(seed))
-            original = stand_in_module(inner, small)
-            known = stand_in_findings(real.findings, inner, small, original)
-            folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only, known=known)
-            other = difference(real.plan, folded.plan)
-            if not other:
-                first = read(folded.findings.whole or trace(shadow(original), arguments, dynamic_shapes))
-                second = read(trace(shadow(folded.module), arguments, dynamic_shapes))
-                found = compare_programs(first, second, by_known_plan(first, second, folded.plan))
-                break
-            found = other_plan(other)
+        found = _check_module(unwrap(module), example_inputs, dynamic_shapes, real, skip, only)
     except Refused as refused:
         found = Exact(Verdict.INCONCLUSIVE, f"torch.export refuses the whole module: {refused.reason}")
     except (NotPairedError, BnfoldError) as error:
         found = Exact(Verdict.INCONCLUSIVE, f"its values could not be paired: {error}")
     return replace(found, duration_s=time.perf_counter() - started)
+
+
+def _check_module(
+    module: nn.Module,
+    example_inputs: ExampleInputs,
+    dynamic_shapes: DynamicShapes | None,
+    real: FoldedModule,
+    skip: tuple[str, ...],
+    only: tuple[str, ...],
+) -> Exact:
+    arguments = split_inputs(example_inputs)
+    program = real.findings.whole or trace(shadow(module), arguments, dynamic_shapes)
+    found = Exact(Verdict.INCONCLUSIVE)
+    for seed in range(_ATTEMPTS):
+        small = SmallNumbers(program, Numbers(seed))
+        original = stand_in_module(module, small)
+        for known in dict.fromkeys((stand_in_findings(real.findings, small, original), None)):
+            folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only, known=known)
+            other = difference(real.plan, folded.plan)
+            if other:
+                found = other_plan(other)
+                break
+            first = read(folded.findings.whole or trace(shadow(original), arguments, dynamic_shapes))
+            second = read(trace(shadow(folded.module), arguments, dynamic_shapes))
+            if known is None or not has_other_numbers(first, second, folded.plan):
+                return compare_programs(first, second, by_known_plan(first, second, folded.plan))
+    return found
 
 
 def other_plan(difference_: str) -> Exact:

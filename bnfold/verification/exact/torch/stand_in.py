@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 
@@ -47,40 +46,25 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
     return editor.finish()
 
 
-def stand_in_findings(findings: Findings, module: nn.Module, small: SmallNumbers, copied: nn.Module) -> Findings | None:
-    """What would be found out of a stand-in; None where that cannot be told without running it.
-
-    A program has the tensors of its module and, as numbers in its calls, what code reads of layers: an epsilon that a
-    batch norm of torch itself hands on, and no other call has, is known to come from there.
+def stand_in_findings(findings: Findings, small: SmallNumbers, copied: nn.Module) -> Findings | None:
+    """What would be found out of a stand-in, if code reads nothing of it but tensors and a batch norm its epsilon.
 
     Args:
         findings: What was found out of the module.
-        module: The module.
         small: What the stand-in has.
         copied: The stand-in.
+
+    Returns:
+        None where that cannot be so.
     """
     program, (piece, *others) = findings.whole, findings.captured.pieces
     tensors = dict(_held(copied))
     if program is None or others or small.computed or program.constants.keys() - tensors:
         return None
-    before = set()
     editor = ProgramEditor(program)
     _put(editor, [(name, tensors[name]) for name, _ in _tensors(program) if name in tensors])
-    for node, (path, epsilon) in small.epsilons.items():
-        layer = None if path is None else module.get_submodule(path)
-        if not isinstance(layer, _BatchNorm) or type(layer).__module__ != _BatchNorm.__module__:
-            return None
-        before.add(layer.eps)
+    for node, (_, epsilon) in small.epsilons.items():
         _set_epsilon(editor.call(node), epsilon)
-    others_have = {
-        given
-        for node in program.graph.nodes
-        if node not in small.epsilons
-        for given in (*node.args, *node.kwargs.values())
-        if isinstance(given, float)
-    }
-    if before & others_have:
-        return None
     captured = replace(findings.captured, pieces=(replace(piece, program=editor.finish()),))
     return replace(findings, captured=captured)
 

@@ -19,11 +19,14 @@ class Edges:
     Args:
         emitter: Takes the nodes that compute magnitudes.
         original: The original, without functions.
+
+    Attributes:
+        types: What is known about its values.
     """
 
     def __init__(self, emitter: Emitter, original: OnnxModel) -> None:
         self._emitter = emitter
-        self._types = value_types(with_inferred_shapes(original).graph)
+        self.types = value_types(with_inferred_shapes(original).graph)
         self._constants = {tensor.name for tensor in original.proto.graph.initializer}
         for node in original.proto.graph.node:
             if is_standard(node, "Constant") or (node.input and self._constants.issuperset(filter(None, node.input))):
@@ -32,11 +35,11 @@ class Edges:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a value of the original; None if its rank is unknown."""
-        return self._types.get(name, (None, ""))[0]
+        return self.types.get(name, (None, ""))[0]
 
     def data_type(self, name: str) -> int:
         """The element type of a value of the original, 0 if it is unknown."""
-        dtype = self._types.get(name, (None, ""))[1]
+        dtype = self.types.get(name, (None, ""))[1]
         return element_type(dtype) if dtype else 0
 
     def operand(self, name: str) -> Operand:

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.proto.constants import spell_out
+from bnfold.onnx.proto.names import is_standard
 from bnfold.onnx.proto.walk import model_tensors
 
 
@@ -28,6 +30,8 @@ def attributes(model: OnnxModel, node: onnx.NodeProto) -> Mapping[str, bytes]:
     holder = onnx.ModelProto()
     copy = holder.graph.node.add()
     copy.CopyFrom(node)
+    if is_standard(copy, "Constant"):
+        spell_out(copy)
     for tensor in model_tensors(holder):
         if tensor.data_type != onnx.TensorProto.STRING:
             digest = hashlib.sha256(_bytes(model.array(tensor)).data).digest()
