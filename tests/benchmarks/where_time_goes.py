@@ -52,7 +52,7 @@ TORCH_PHASES = {
 }
 
 TIMED = """
-import functools, importlib, json, sys, time
+import atexit, functools, importlib, json, sys, time
 inside, spent = [], {{}}
 
 def timed(function, phase):
@@ -76,16 +76,18 @@ for place, phase in {phases!r}.items():
     owner = functools.reduce(getattr, owners, importlib.import_module(file))
     setattr(owner, name, timed(getattr(owner, name), phase))
 spent["imports"] = time.process_time()
-try:
-    timed({call}, "rest")()
-except SystemExit as end:
-    if end.code:
-        raise
-print()
-print(json.dumps(spent))
+inside.append(0.0)
+
+def tell():
+    spent["rest"] = time.process_time() - spent["imports"] - inside.pop()
+    print()
+    print(json.dumps(spent))
+
+atexit.register(tell)
+({call})()
 """
 
-COMMAND = "lambda: importlib.import_module('bnfold.cli').main()"
+COMMAND = "lambda: importlib.import_module('bnfold.__main__').main()"
 ARGUMENTS = "sys.argv = ['bnfold', *{words!r}, '--quiet', '--force', '--device', 'cpu']"
 # As trained networks are: with the numbers that torch begins with activations shrink to denormals, which take long.
 MODULE = """
@@ -222,7 +224,9 @@ def main() -> None:
 
 
 def show(row: str, found: dict) -> None:
-    ours = found.pop(row)
+    ours = found.pop(row, None)
+    if ours is None:
+        sys.exit(f"{row}: bnfold fails")
     figures = [median(getattr(usage, figure) for usage in ours) for figure in ("cpu_s", "wall_s", "peak_mb")]
     name, theirs = next(iter(found.items()), ("", []))
     beside = f"{name} {median(usage.cpu_s for usage in theirs):.2f} s" if theirs else ""

@@ -40,6 +40,23 @@ def test_an_interruption_during_the_imports():
     assert done.stderr == "interrupted; no file was left half written.\n"
 
 
+def test_with_torch_it_leaves_without_freeing_objects():
+    program = (
+        "import atexit, sys, threading, time, types\n"
+        "sys.modules['torch'] = types.ModuleType('torch')\n"
+        "class Kept:\n"
+        "    def __del__(self): print('freed')\n"
+        "kept = Kept()\n"
+        "atexit.register(print, 'at exit')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "from bnfold.__main__ import main; main()"
+    )
+    done = python(program, "-V")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == ["thread", "at exit"]
+    assert python(program, "fold").returncode == 2
+
+
 def test_the_installed_command_is_that_one():
     import tomllib
     from pathlib import Path

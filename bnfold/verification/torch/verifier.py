@@ -162,8 +162,18 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
                 report, as_deployed=_run_as_deployed(task, clock, device, onnx_device, samples, references)
             )
     with clock.measure("noise"):
-        proved = task.request.is_exact and outcome.all_pass
-        measured = Measured(task.original, task.folded, device, seed, samples, references, found, compared, proved)
+        measured = Measured(
+            task.original,
+            task.folded,
+            device,
+            seed,
+            samples,
+            references,
+            found,
+            compared,
+            is_exact=task.request.is_exact,
+            proved=task.request.is_exact and outcome.all_pass,
+        )
         judged = _judge(measured, tolerances, random)
     if sites_do_not_explain(judged.outputs, outcome.sites):
         with clock.measure("other_sites"):

@@ -485,7 +485,7 @@ PROVED = Exact(Verdict.PASS)
 def test_what_is_proved_is_confirmed_in_its_own_dtype(given, folded):
     report = cpu(given.module, folded, example_inputs=given.inputs, exact=PROVED)
     assert (report.verdict, report.config.oracle, report.config.noise_draws) == (Verdict.PASS, "none", 1)
-    assert report.config.oracle_note.startswith("the other gates prove the fold")
+    assert report.config.oracle_note.startswith("the exact gate proves the fold")
 
 
 def test_what_its_own_dtype_does_not_confirm_is_held_against_float64(given, folded):

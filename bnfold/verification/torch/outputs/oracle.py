@@ -6,7 +6,7 @@ the folded model adds to that must be no more than a few times as large. Evaluat
 of a correct fold but the rounding of its new weights.
 
 Where a model cannot be evaluated in float64, its outputs under moved parameters in its own dtype are the noise, as for
-ONNX. So they are where the other gates prove the fold, as long as the outputs confirm it.
+ONNX. So they are where the exact gate proves the fold, as long as the outputs confirm it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bnfold.verification.torch.run.flatten import to_array
 from bnfold.verification.torch.run.sample import Sample
 from bnfold.verification.torch.run.subject import RunError, Runner, State, Subject
 
-_CONFIRMED = "the other gates prove the fold, which the outputs confirm in their own dtype"
+_CONFIRMED = "the exact gate proves the fold, and the outputs confirm it in their own dtype"
 _MOVABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,7 +45,8 @@ class Measured:
         references: What the original gave, for each sample.
         results: What the folded model gave, for each sample.
         compared: The two, compared.
-        proved: Whether the other gates prove the fold, so that the outputs do no more than confirm it.
+        is_exact: Whether the exact gate proves the fold.
+        proved: Whether the sites do too, so that the outputs do no more than confirm it.
     """
 
     original: Subject
@@ -56,6 +57,7 @@ class Measured:
     references: Sequence[Results]
     results: Sequence[Results]
     compared: Mapping[str, Compared]
+    is_exact: bool
     proved: bool
 
 
@@ -87,7 +89,7 @@ class Judged:
 
 def judge_by_noise(measured: Measured) -> Judged:
     """Hold the outputs against the original's own rounding noise."""
-    if measured.proved:
+    if measured.is_exact:
         judged = _judge(measured, None, _CONFIRMED)
         if all(output.verdict is Verdict.PASS for output in judged.outputs):
             return judged
