@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import ValueTypes, value_types
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, int_attribute, is_standard, subgraphs
 

@@ -13,6 +13,7 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.functions import inline_weight_arguments
 from bnfold.onnx.lift.lift import lift, scopes_of
+from bnfold.onnx.lift.shapes.as_run import misreads_ranks
 from bnfold.onnx.proto.names import count_ops
 from bnfold.onnx.proto.walk import count_parameters
 from bnfold.planning import planner
@@ -97,13 +98,16 @@ def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
         mended = mended if mend(mended) else model
     working = inline_weight_arguments(mended)
     working = mended.copy() if working is mended else working
-    graph, compose = _lifted(working), options.leftover is not Leftover.KEEP
+    leftover, compose = options.leftover, options.leftover is not Leftover.KEEP
+    if leftover is Leftover.CONV and misreads_ranks(working.proto):
+        leftover = Leftover.MUL_ADD
+    graph = _lifted(working)
     plan = planner.plan(graph, skip=options.skip, only=options.only, compose=compose, merge=options.merge)
     obstacles = find_obstacles(scopes_of(graph))
-    if not apply(working, plan, options.leftover):
+    if not apply(working, plan, leftover):
         return FoldedOnnx(mended, plan, mended is not model, ops, ops, (parameters, parameters))
     clear(working, obstacles)
-    plan = plan.with_leftovers_as(lambda node, affine: written_as(form_of(options.leftover, node, plan), node, affine))
+    plan = plan.with_leftovers_as(lambda node, affine: written_as(form_of(leftover, node, plan), node, affine))
     return FoldedOnnx(working, plan, True, ops, count_ops(working.proto), (parameters, count_parameters(working.proto)))
 
 

@@ -12,7 +12,7 @@ from small_networks import original, random_layers
 
 import bnfold
 from bnfold.errors import ModelLoadError
-from bnfold.onnx.lift.shape_inference import may_follow_elements
+from bnfold.onnx.lift.shapes.inference import may_follow_elements
 from bnfold.verification.inputs.sampling import declared_inputs
 
 

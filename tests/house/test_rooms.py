@@ -25,12 +25,16 @@ ARROWS: dict[str, set[str]] = {
     "planning": {"algebra", "graph", "rules", "planning/merging", "planning/together"},
     "planning/together": {"algebra", "graph", "rules", "planning"},
     "planning/merging": {"algebra", "graph", "planning"},
-    "onnx": {"graph", "planning", "onnx/file", "onnx/lift", "onnx/edit", "onnx/proto"},
+    "onnx": {"graph", "planning", "onnx/file", "onnx/lift", "onnx/lift/shapes", "onnx/edit", "onnx/proto"},
     "onnx/proto": set(),
     "onnx/file": {"onnx/proto"},
-    "onnx/lift": {"algebra", "graph", "onnx/file", "onnx/lift/precision", "onnx/proto"},
+    "onnx/lift": {"algebra", "graph", "onnx/file", "onnx/lift/precision", "onnx/lift/shapes", "onnx/proto"},
+    "onnx/lift/shapes": {"onnx/file", "onnx/lift", "onnx/proto"},
     "onnx/lift/precision": {"algebra", "onnx/lift", "onnx/proto"},
-    "onnx/edit": {"algebra", "graph", "planning", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/proto"},
+    "onnx/edit": {
+        *("algebra", "graph", "planning", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/lift/shapes"),
+        "onnx/proto",
+    },
     "torch": set(),
     "torch/fx": {"algebra"},
     "torch/file": {"torch/fx", "torch/capture", "torch/file/pt2", "onnx/file"},
@@ -63,9 +67,11 @@ ARROWS: dict[str, set[str]] = {
         *("report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,
-    "verification/onnx/outputs": {"report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/sites"}
+    "verification/onnx/outputs": {
+        *("report", "onnx/file", "onnx/lift", "onnx/lift/shapes", "onnx/proto", "verification/onnx/sites"),
+    }
     | VERIFICATION,
-    "verification/onnx/sites": {"report", "onnx/file", "onnx/lift", "onnx/proto"} | VERIFICATION,
+    "verification/onnx/sites": {"report", "onnx/file", "onnx/lift", "onnx/lift/shapes", "onnx/proto"} | VERIFICATION,
     "verification/torch": {
         *("report", "torch/capture", "verification/torch/run", "verification/torch/outputs"),
         "verification/torch/sites",
@@ -79,8 +85,9 @@ ARROWS: dict[str, set[str]] = {
     | VERIFICATION,
     "verification/exact": {"algebra", "graph", "planning", "report", "verification/judging"},
     "verification/exact/onnx": {
-        *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/lift/precision", "onnx/proto"),
-        *("verification/exact", "verification/onnx/outputs", "verification/onnx/sites"),
+        *("algebra", "graph", "report", "onnx", "onnx/file", "onnx/lift", "onnx/lift/precision"),
+        *("onnx/lift/shapes", "onnx/proto", "verification/exact", "verification/onnx/outputs"),
+        "verification/onnx/sites",
     }
     | VERIFICATION,
     "verification/exact/torch": {

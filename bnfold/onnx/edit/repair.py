@@ -3,7 +3,7 @@
 import onnx
 
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, declare, shape_of, value_types
 from bnfold.onnx.proto.names import nested
 from bnfold.onnx.proto.normalise import normalise

@@ -29,7 +29,7 @@ from bnfold.onnx.lift.precision.block_products import is_block_product
 from bnfold.onnx.lift.precision.quantised import integer_map_stop
 from bnfold.onnx.lift.precision.round_trips import round_trips
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import functions_with_shapes, with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.onnx.proto.names import (
     GraphLike,
@@ -125,13 +125,15 @@ def lift(model: OnnxModel) -> Graph:
     budget = Budget(model.nbytes)
     scope = Scope(main, Constants(model, main, opset, types, budget=budget), opset, main, 0, "")
     _Lifter(graph, scope).lift(types, result.graph)
+    bodies = functions_with_shapes(result) if model.proto.functions else {}
     for function in model.proto.functions:
         opset = opset_version(function.opset_import)
-        types = value_types(function)
+        body = bodies[function.domain, function.name, function.overload]
+        types = value_types(body)
         prefix = f"{function.domain}.{function.name}/"
         constants = Constants(model, function, opset, types, budget=budget)
         scope = Scope(function, constants, opset, function, 0, prefix)
-        _Lifter(graph, scope).lift(types, function)
+        _Lifter(graph, scope).lift(types, body)
     _make_names_unique(graph)
     return graph
 
@@ -257,7 +259,7 @@ class _Lifter:
                 inputs=(product, *inputs[1:]),
                 outputs=outputs,
                 handle=handle,
-                op=Op.RELU if activation in ("Relu", "LeakyRelu") and len(inputs) == 1 else Op.OPAQUE,
+                op=Op.RELU if activation in ("Relu", "LeakyRelu") and not _adds_more(node) else Op.OPAQUE,
             ),
         )
 
@@ -289,7 +291,7 @@ class _Lifter:
             _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
         extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
-        known = inputs and opset >= OLDEST_OPSET
+        known = inputs and inputs[0].name == node.input[0] and opset >= OLDEST_OPSET
         cast = RoundTrip() if handle.index in self._casts else None
         if known and (cast or is_identity(node, constants, self._types, mask_is_read=extra_is_read)):
             return OpNode(
@@ -445,6 +447,11 @@ class _Lifter:
             return None
         add = self._scope.graph.node[readers[0]]
         return readers[0] if is_bias_add(node, add, self._scope.constants, self._types) else None
+
+
+def _adds_more(node: onnx.NodeProto) -> bool:
+    """Whether a FusedConv adds a value, which may be a constant, to what its convolution gives."""
+    return any(node.input[3:])
 
 
 def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:

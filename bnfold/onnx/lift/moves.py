@@ -240,7 +240,7 @@ def _gather(view: NodeView) -> Lifted | None:
     rank = len(target) - len(source) + 1
     numbers = view.integers(1, "") if view.is_constant(1) else None
     size = source[axis]
-    if numbers is not None and isinstance(size, int):
+    if numbers is not None and isinstance(size, int) and size:
         return Op.GATHER, Gathered(axis, rank, tuple(number % size for number in numbers))
     return Op.GATHER, Gathered(axis, rank, None)
 

@@ -9,7 +9,7 @@ from onnx_fold import batch_norm, parse, random
 
 import bnfold
 from bnfold.onnx.file.load import from_proto
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, value_types
 
 HEADER = '<ir_version: 8, opset_import: ["" : 13, "com.microsoft" : 1, "ai.onnx.ml" : 2]>\n'

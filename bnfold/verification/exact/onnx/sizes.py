@@ -8,8 +8,8 @@ import onnx
 import onnx.shape_inference
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
-from bnfold.onnx.lift.shape_inference import may_follow_elements, with_inferred_shapes
-from bnfold.onnx.lift.shape_proofs import read_as_standard
+from bnfold.onnx.lift.shapes.as_run import read_as_run
+from bnfold.onnx.lift.shapes.inference import may_follow_elements, with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.verification.inputs.sampling import DeclaredInput, declared_inputs
 
@@ -36,7 +36,7 @@ def sized_types(original: OnnxModel, types: ValueTypes) -> Iterator[ValueTypes]:
         sized = _with_sizes(original, declared, sizes)
         try:
             skeleton = skeleton_for_inference(sized)
-            read_as_standard(skeleton)
+            read_as_run(skeleton)
             data_prop = may_follow_elements(skeleton)
             onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=data_prop)
             yield value_types(with_inferred_shapes(sized).graph) if open_ else types

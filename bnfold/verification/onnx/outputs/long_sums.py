@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import value_types
 from bnfold.onnx.proto.names import opset_version
 from bnfold.verification.judging.metrics import ROUNDOFF

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, element_type, value_types
 from bnfold.onnx.proto.names import is_standard
 from bnfold.verification.judging.metrics import ROUNDOFF

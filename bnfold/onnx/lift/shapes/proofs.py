@@ -8,10 +8,9 @@ other domains. A node that is given anything of another shape does not run, and 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 import onnx
-from onnx import helper
 
-from bnfold.onnx.lift.types import Shape, ValueTypes, declare, element_type, value_types
-from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, nested
+from bnfold.onnx.lift.types import Shape, declare, element_type, value_types
+from bnfold.onnx.proto.names import int_attribute, is_standard, nested, subgraphs
 
 _SAME_SHAPE = frozenset(
     "Abs BatchNormalization Cast CastLike Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu GroupNormalization HardSigmoid"
@@ -26,95 +25,9 @@ _SAME_CHANNELS = frozenset("AveragePool GlobalAveragePool GlobalLpPool GlobalMax
 _SAME_RANK = frozenset("Pad Resize Slice Tile Transpose Upsample".split())
 _ARITHMETIC = frozenset("Add Sub Mul Div".split())
 
-_ELEMENTWISE_ELSEWHERE = frozenset(
-    {
-        *(("com.microsoft", name) for name in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")),
-        *(("ai.onnx.ml", name) for name in ("Binarizer", "Imputer")),
-    }
-)
-_SCALERS = frozenset({("ai.onnx.ml", "Scaler"), ("ai.onnx.ml", "Normalizer")})
-"""Elementwise too, and their result is float32 whatever they read."""
-FUSED_MAPS = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
-"""Operators of the domain `com.microsoft` that are one of the standard, and then an activation."""
-
 Types = Mapping[str, tuple[Shape | None, str]]
 Proof = tuple[str, Shape, str]
 """A value, what its shape is like, and its element type, or "" if that is not proved."""
-
-
-def read_as_standard(proto: onnx.ModelProto) -> None:
-    """Puts standard operators in the place of those of other domains whose results have the same type and shape.
-
-    Args:
-        proto: A skeleton for shape inference; what it computes changes.
-    """
-    local = {(function.domain, function.name) for function in proto.functions}
-    for graph in nested(proto.graph):
-        for node in graph.node:
-            key = (node.domain, node.op_type)
-            if key in local or not node.domain:
-                continue
-            if key in _ELEMENTWISE_ELSEWHERE:
-                _become(node, "Identity", 1, {})
-            elif key in _SCALERS:
-                _become(node, "Cast", 1, {"to": onnx.TensorProto.FLOAT})
-            elif node.domain == "com.microsoft" and node.op_type in FUSED_MAPS:
-                kept = [given for given in node.attribute if not given.name.startswith("activation")]
-                _become(node, FUSED_MAPS[node.op_type], 3, {})
-                node.attribute.extend(kept)
-
-
-def mend_transposed(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
-    """Gives each ConvTranspose pads in the place of an `output_shape` that cuts off more than its input has.
-
-    Of such a one, onnx's inference makes a value of fewer axes than it has.
-
-    Args:
-        main: The main graph of a skeleton.
-        inferred: The same after inference.
-
-    Returns:
-        Whether there was any.
-    """
-    mended = False
-    outer: ValueTypes = {}
-    for graph, known in zip(nested(main), nested(inferred), strict=True):
-        types = {**outer, **value_types(known)}
-        outer = outer or types
-        for node in graph.node:
-            wanted = ints_attribute(node, "output_shape") if is_standard(node, "ConvTranspose") else ()
-            source, weight = (types.get(name, (None, ""))[0] for name in node.input[:2]) if wanted else (None, None)
-            if source is None or weight is None or not len(source) == len(weight) == len(wanted) + 2:
-                continue
-            read = source[2:]
-            if all(not isinstance(size, int) or size <= given for size, given in zip(read, wanted, strict=True)):
-                continue
-            whole = _whole_sizes(node, read, weight[2:])
-            cut = [0 if size is None else size - given for size, given in zip(whole, wanted, strict=True)]
-            kept = [given for given in node.attribute if given.name not in ("output_shape", "auto_pad", "pads")]
-            del node.attribute[:]
-            node.attribute.extend([*kept, helper.make_attribute("pads", [*cut, *[0] * len(cut)])])
-            mended = True
-    return mended
-
-
-def _whole_sizes(node: onnx.NodeProto, read: Shape, kernel: Shape) -> list[int | None]:
-    """The spatial sizes that a ConvTranspose gives without pads, where they are known."""
-    ones = (1,) * len(read)
-    strides, dilations = (ints_attribute(node, name) or ones for name in ("strides", "dilations"))
-    added = ints_attribute(node, "output_padding") or (0,) * len(read)
-    return [
-        stride * (size - 1) + dilation * (taps - 1) + 1 + more
-        if isinstance(size, int) and isinstance(taps, int)
-        else None
-        for size, taps, stride, dilation, more in zip(read, kernel, strides, dilations, added, strict=True)
-    ]
-
-
-def _become(node: onnx.NodeProto, op_type: str, inputs: int, attributes: Mapping[str, int]) -> None:
-    node.op_type, node.domain = op_type, ""
-    del node.input[inputs:], node.output[1:], node.attribute[:]
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
 
 
 def note_proofs(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
@@ -163,6 +76,42 @@ def contradicts_readers(main: onnx.GraphProto, inferred: onnx.GraphProto, declar
             if shape is not None and (len(shape) != len(proved) or any(map(_differ, shape, proved))):
                 return True
     return False
+
+
+def contradicts_turns(main: onnx.GraphProto, declared: Sequence[Container[str]]) -> bool:
+    """Whether what the body of a Loop declares of a value that goes round may not be so in every turn.
+
+    Args:
+        main: The main graph after inference.
+        declared: For each graph, in the order of `nested`: the names of what it declares.
+    """
+    names = iter(declared)
+    next(names)
+    for node, outer, body, held in _loops(main, {}, names):
+        known = value_types(body)
+        for first, given, last in zip(node.input[2:], body.input[2:], body.output[1:], strict=False):
+            shape = _shape(known, given.name) if given.name in held else None
+            for other in (_shape(outer, first), _shape(known, last.name)) if shape is not None else ():
+                if other is None or len(other) != len(shape or ()) or any(map(_is_other, shape or (), other)):
+                    return True
+    return False
+
+
+def _loops(
+    graph: onnx.GraphProto, outer: Types, declared: Iterator[Container[str]]
+) -> Iterator[tuple[onnx.NodeProto, Types, onnx.GraphProto, Container[str]]]:
+    """The Loops of a graph and of those inside it: the types around each, its body, and what that declares."""
+    types = {**outer, **value_types(graph)}
+    for node in graph.node:
+        for _, inner in subgraphs(node):
+            names = next(declared)
+            if is_standard(node, "Loop"):
+                yield node, types, inner, names
+            yield from _loops(inner, types, declared)
+
+
+def _is_other(size: int | str | None, other: int | str | None) -> bool:
+    return isinstance(size, int) and size != other
 
 
 def _differ(size: int | str | None, other: int | str | None) -> bool:

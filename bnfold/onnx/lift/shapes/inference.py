@@ -3,13 +3,14 @@
 onnx's inference follows integers through Shape, Gather, Concat and a few others. Exporters compute shapes with more
 than that (Mod, Where, …), and behind one Reshape whose shape is not followed every rank is unknown. Where such an input
 is a constant expression after all, its value is put in its place; where a weight proves what its reader is given, that
-is noted (see `shape_proofs`); and inference runs again.
+is noted (see `proofs`); and inference runs again.
 
 What a file declares of its own values may be left over from an earlier version of the model: runtimes go by what they
-compute. So it is asked last, and if any of it contradicts what follows, none of it is believed.
+compute. So it is asked last, and if any of it contradicts what follows, none of it is believed. An initializer that a
+caller may override is no constant: what is computed with it may have another shape each time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -19,8 +20,11 @@ from onnx import numpy_helper
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.reshape_sizes import note_reshapes
-from bnfold.onnx.lift.shape_proofs import contradicts_readers, mend_transposed, note_proofs, read_as_standard
+from bnfold.onnx.lift.shapes.as_run import own_functions, read_as_run
+from bnfold.onnx.lift.shapes.calls import FunctionKey, inferred_functions
+from bnfold.onnx.lift.shapes.proofs import contradicts_readers, contradicts_turns, note_proofs
+from bnfold.onnx.lift.shapes.reshapes import note_reshapes
+from bnfold.onnx.lift.shapes.windows import mend_sizes
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
@@ -72,8 +76,10 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
     """
     skeleton = skeleton_for_inference(model)
     normalise(skeleton)
+    if skeleton.ir_version >= _INITIALIZERS_ARE_INPUTS_BEFORE:
+        _forget_defaults(skeleton.graph)
     skeleton.ir_version = max(skeleton.ir_version, _INITIALIZERS_ARE_INPUTS_BEFORE)
-    read_as_standard(skeleton)
+    read_as_run(skeleton)
     open_sizes = _name_open_sizes(skeleton.graph)
     declared = _take_declared(skeleton.graph)
     result = _inferred(model, skeleton, open_sizes)
@@ -83,7 +89,30 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
     _put_declared(skeleton.graph, declared, known, ranks_only=bool(open_sizes))
     believed = _inferred(model, skeleton, open_sizes)
     doubtful = _contradicts(declared, _all_types(believed.graph), open_sizes)
-    return result if doubtful or contradicts_readers(skeleton.graph, believed.graph, declared) else believed
+    doubtful = doubtful or contradicts_readers(skeleton.graph, believed.graph, declared)
+    return result if doubtful or contradicts_turns(believed.graph, declared) else believed
+
+
+def functions_with_shapes(inferred: onnx.ModelProto) -> Mapping[FunctionKey, onnx.FunctionProto]:
+    """Infers the shapes inside model-local functions.
+
+    Args:
+        inferred: The model after inference.
+
+    Returns:
+        The functions, normalised, with what is known about their values declared.
+    """
+    return inferred_functions(inferred, _inferred_body)
+
+
+def _inferred_body(body: onnx.ModelProto) -> onnx.ModelProto:
+    read_as_run(body)
+    result = _infer(body)
+    for _ in range(_MOST_ROUNDS):
+        if not note_proofs(body.graph, result.graph):
+            break
+        result = _infer(body)
+    return result
 
 
 def _all_types(main: onnx.GraphProto) -> list[ValueTypes]:
@@ -93,8 +122,6 @@ def _all_types(main: onnx.GraphProto) -> list[ValueTypes]:
 
 def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset[str]) -> onnx.ModelProto:
     result = _infer(skeleton)
-    if mend_transposed(skeleton.graph, result.graph):
-        result = _infer(skeleton)
     for _ in range(_MOST_ROUNDS):
         types = value_types(result.graph)
         constants = Constants(model, model.proto.graph, opset_version(model.proto.opset_import), types)
@@ -110,9 +137,12 @@ def _inferred(model: OnnxModel, skeleton: onnx.ModelProto, open_sizes: frozenset
 
 
 def _infer(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    """What onnx infers; the skeleton itself where its code gives up altogether."""
-    followed = _attempted(skeleton, data_prop=True) if may_follow_elements(skeleton) else skeleton
-    return _attempted(skeleton, data_prop=False) if followed is skeleton else followed
+    """What onnx infers, where it agrees with runtimes; the skeleton itself where its code gives up altogether."""
+    while True:
+        followed = _attempted(skeleton, data_prop=True) if may_follow_elements(skeleton) else skeleton
+        result = _attempted(skeleton, data_prop=False) if followed is skeleton else followed
+        if not mend_sizes(skeleton.graph, result.graph):
+            return result
 
 
 def may_follow_elements(skeleton: onnx.ModelProto) -> bool:
@@ -121,7 +151,10 @@ def may_follow_elements(skeleton: onnx.ModelProto) -> bool:
         return False
     if not may_make_long_vectors(skeleton):
         return True
-    without_calls = onnx.inliner.inline_local_functions(skeleton) if skeleton.functions else skeleton
+    own = own_functions(skeleton)
+    without_calls = skeleton
+    if len(skeleton.functions) > len(own):
+        without_calls = onnx.inliner.inline_selected_functions(skeleton, own, exclude=True)
     return vectors_stay_small(_attempted(without_calls, data_prop=False).graph)
 
 
@@ -130,6 +163,15 @@ def _attempted(skeleton: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto
         return onnx.shape_inference.infer_shapes(skeleton, data_prop=data_prop)
     except _INFERENCE_ERRORS:
         return skeleton
+
+
+def _forget_defaults(graph: onnx.GraphProto) -> None:
+    """Takes away the initializers that are inputs too: a caller may give others."""
+    given = {value.name for value in graph.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in given]
+    if len(kept) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
 
 def _name_open_sizes(graph: onnx.GraphProto) -> frozenset[str]:
