@@ -33,6 +33,7 @@ TOGETHER = {
         q0 = Slice (e, i3, i4, i0) q = Transpose <perm=[1,2,0,3]> (q0)
         r0 = Slice (e, i4, i6, i0) r = Transpose <perm=[1,2,0,3]> (r0)
         a = {NORM % "p"} b = {NORM % "q"} d = {NORM % "r"} z = Concat <axis=2> (a, b, d) y = Relu (z)""",
+    "of one value": f"c = Conv (x, w) a = {NORM % 'c'} b = {NORM % 'c'} s = Sigmoid (a) y = Mul (s, b)",
     "some elements are read by nobody": f"""c = Conv (x, w)
         p = Slice (c, i0, i1, i0) q = Slice (c, i0, i2, i0) a = {NORM % "p"} b = {NORM % "q"}
         s = Relu (a) t = Relu (b) z = Concat <axis=0> (s, t, t) y = Concat <axis=0> (z)""",
@@ -48,6 +49,12 @@ def test_equal_ones_go_backward_as_one(name: str) -> None:
     assert result.count("BatchNormalization") == 0
     assert {target for move in result.plan.folds for target in move.targets} == {"Conv(c)"}
     assert len(result.plan.folds) == body.count("BatchNorm")
+
+
+def test_one_of_two_of_one_value_may_be_an_output() -> None:
+    body = f"c = Conv (x, w) y = {NORM % 'c'} b = {NORM % 'c'} s = Sigmoid (b) u = Relu (s)"
+    result = folded(body, results="double[4,4,6,6] y, double[4,4,6,6] u", exactly=True)
+    assert [[*node.output] for node in result.model.graph.node] == [["y"], ["s"], ["u"]]
 
 
 def test_forward_they_go_into_what_reads_all_of_them() -> None:

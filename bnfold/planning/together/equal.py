@@ -7,7 +7,8 @@ a loop), has many affines that are one: no single one of them may change x, and 
 affine there may be what only picks elements or moves them about, if it asks of x what all others ask.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from bnfold.planning.forward import Forward
 from bnfold.planning.plan import Direction
 from bnfold.planning.route import Ends, Route, changes_type
 from bnfold.planning.tensors import Tensors
-from bnfold.reasons import Stop
+from bnfold.reasons import Stop, StopCode
 from bnfold.rules import TABLE, Part
 
 _MOVES_ELEMENTS = frozenset({Op.IDENTITY, Op.TRANSPOSE, Op.RESHAPE, Op.PICK, Op.GATHER})
@@ -86,10 +87,9 @@ class Together:
     def backward(self) -> Iterator[Joint]:
         """The ways of equal affines behind all readers of a value, into what computes it."""
         for value, demand in _demands(self._tensors, self._affines):
-            nodes = [*demand.paths]
-            read = {self._tensors.root(node.inputs[0]) for node in nodes}
-            if len(read) < len(nodes) or not self._may_go(nodes, forward=False):
-                continue  # two of one tensor have results of two names, and would have one
+            nodes = _named_last(self._tensors, demand.paths)
+            if nodes is None or not self._may_go(nodes, forward=False):
+                continue
             found = {
                 part: pull_for_all(self._tensors, value, array, part, self._ends)
                 for part, array in demand.parts.items()
@@ -125,6 +125,24 @@ class Together:
 def passed_on(routes: Iterable[Route]) -> tuple[Node, ...]:
     """The nodes that some routes pass."""
     return tuple(dict.fromkeys(node for route in routes for node in route.passed))
+
+
+def _named_last(tensors: Tensors, nodes: Collection[AffineNode]) -> list[AffineNode] | None:
+    """The same affines, those whose results are outputs last: what two of one tensor give has one name then.
+
+    None if two outputs would be one, or if a result must not share its memory.
+    """
+    read = Counter(tensors.root(node.inputs[0]) for node in nodes)
+    outputs: dict[AffineNode, Value] = {}
+    for node in nodes:
+        source, seen = tensors.root(node.inputs[0]), tensors.observed(tensors.root(node.outputs[0]))
+        if seen is None or seen.observer is None:
+            continue
+        shares = read[source] > 1 and (source in outputs.values() or seen.observer.code is not StopCode.MODEL_OUTPUT)
+        if shares or seen.observer.code is StopCode.MUTATED:
+            return None
+        outputs[node] = source
+    return [*(node for node in nodes if node not in outputs), *outputs]
 
 
 def _demands(tensors: Tensors, affines: Mapping[AffineNode, Parts]) -> Iterator[tuple[Value, Demand]]:

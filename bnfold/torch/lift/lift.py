@@ -219,5 +219,7 @@ class _Lifter:
             if isinstance(affine.handle, Handle) and affine.inputs[0] in by_value:
                 pairs[affine.handle.last] = affine.outputs[0]
                 sources.append((by_value[affine.inputs[0]], affine.handle.last))
-        for node, stop in self._memory.endangered(sources):
+        for node, stop in self._memory.twice_outside(sources):
             pairs[node].observer = pairs[node].observer or stop
+        for node, stop in self._memory.endangered(sources):
+            pairs[node].observer = stop

@@ -223,6 +223,45 @@ def test_an_operator_on_memory_that_is_read_again_is_opaque():
     assert found.stop.code is StopCode.MUTATED
 
 
+EQUAL = {
+    "of one value": (lambda self, x: both(self, self.conv(x), lambda c: c, torch.relu), True),
+    "of one value, then changed": (lambda self, x: both(self, self.conv(x), lambda c: c, functional.relu_), False),
+    "of overlapping parts": (
+        lambda self, x: both(self, self.conv(x), lambda c: c[:, :, :4], functional.relu_, lambda c: c[:, :, 1:]),
+        False,
+    ),
+    "of a value and its dropout": (
+        lambda self, x: both(self, self.conv(x), lambda c: torch.dropout(c, 0.5, False), functional.relu_),
+        False,
+    ),
+}
+
+
+def both(self, value, one, change, other=lambda value: value):
+    first, second = self.bn(one(value)), self.bn2(other(value))
+    return change(first) * second
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_batch_norms_do_not_share_what_is_changed(name):
+    forward, goes = EQUAL[name]
+    module = net(forward)
+    module.bn2.load_state_dict(module.bn.state_dict())
+
+    assert fold(module, double(*IMAGE)).batch_norms_folded == 2 * goes
+
+
+def test_two_results_that_get_out_stay_two():
+    def forward(self, x):
+        value = self.conv(x)
+        return self.bn(value).flatten(1), self.bn2(value).flatten(2)
+
+    module = net(forward)
+    module.bn2.load_state_dict(module.bn.state_dict())
+
+    assert {left.code for left in fold(module, double(*IMAGE)).left} == {StopCode.OTHER_CONSUMERS}
+
+
 def test_a_value_that_is_read_again_by_name():
     """Not as torch.export writes it, which lets later readers read the result of the in-place operator."""
     program = export(

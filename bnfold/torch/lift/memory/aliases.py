@@ -10,6 +10,7 @@ input, but not forward.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -109,6 +110,27 @@ class Memory:
             stop = reasons.get(self._groups.root(source)) or reasons.get(self._groups.root(target))
             if stop is not None:
                 yield target, stop
+
+    def twice_outside(self, affines: Iterable[tuple[fx.Node, fx.Node]]) -> Iterator[tuple[fx.Node, Stop]]:
+        """The affines of one value of which several results get out of the graph, each in memory of its own.
+
+        Args:
+            affines: As for `endangered`.
+
+        Yields:
+            The output of such an affine, and why it must stay what it is.
+        """
+        pairs = [*affines]
+        read = Counter(source for source, _ in pairs)
+        outside = [(source, target) for source, target in pairs if read[source] > 1 and self._gets_out(target)]
+        results = Counter(source for source, _ in outside)
+        for source, target in outside:
+            if results[source] > 1:
+                reason = f"gets out of the graph, as others that are made of '{source.name}' do in memory of their own"
+                yield target, Stop(StopCode.MUTATED, reason)
+
+    def _gets_out(self, node: fx.Node) -> bool:
+        return any(user.op == "output" for member in self._groups.members(node) for user in member.users)
 
     def _last_read(self, node: fx.Node) -> int:
         """The position of the last node that reads a value; beyond the graph for what lives on outside."""
