@@ -20,12 +20,12 @@ from bnfold.algebra.rounding import Float64Array
 from bnfold.reasons import Stop, StopCode
 
 
-def total(kernels: Sequence[Kernel], signs: Sequence[int], sizes: Sequence[int | None]) -> Kernel | Stop:
+def total(kernels: Sequence[Kernel], factors: Sequence[float], sizes: Sequence[int | None]) -> Kernel | Stop:
     """The kernel of a sum of maps of one value.
 
     Args:
         kernels: The maps.
-        signs: What each is multiplied by.
+        factors: What each is multiplied by.
         sizes: The sizes of the value, None where unknown; those of the axes of the kernels are the last.
 
     Returns:
@@ -56,14 +56,14 @@ def total(kernels: Sequence[Kernel], signs: Sequence[int], sizes: Sequence[int |
 
     def weight() -> Float64Array:
         sums = np.zeros(shape)
-        for kernel, sign in zip(kernels, signs, strict=True):
-            _add(sums, kernel, sign, groups, axes)
+        for kernel, factor in zip(kernels, factors, strict=True):
+            _add(sums, kernel, factor, groups, axes)
         return sums
 
     def bias() -> Float64Array | None:
-        found = [(kernel.bias(), sign) for kernel, sign in zip(kernels, signs, strict=True)]
-        signed = [sign * vector for vector, sign in found if vector is not None]
-        return reduce(np.add, signed) if signed else None
+        found = [(kernel.bias(), factor) for kernel, factor in zip(kernels, factors, strict=True)]
+        scaled = [factor * vector for vector, factor in found if vector is not None]
+        return reduce(np.add, scaled) if scaled else None
 
     return replace(
         one,
@@ -159,7 +159,7 @@ def _common(parts: Sequence[Axis], size: int | None, *, transposed: bool) -> Axi
     return axis
 
 
-def _add(sums: Float64Array, kernel: Kernel, sign: int, groups: int, axes: Sequence[Axis]) -> None:
+def _add(sums: Float64Array, kernel: Kernel, factor: float, groups: int, axes: Sequence[Axis]) -> None:
     """Adds the weights of a kernel, in place, to those of a sum with its own grid and groups."""
     places = []
     for axis, part in zip(axes, kernel.axes, strict=True):
@@ -168,9 +168,9 @@ def _add(sums: Float64Array, kernel: Kernel, sign: int, groups: int, axes: Seque
     target = sums[(slice(None), slice(None), *places)]
     weight = kernel.weight()
     if kernel.groups == groups:
-        target += sign * weight
+        target += factor * weight
     else:
-        target[_blocks(kernel, groups)] += sign * weight
+        target[_blocks(kernel, groups)] += factor * weight
 
 
 def _blocks(kernel: Kernel, groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

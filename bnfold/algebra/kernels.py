@@ -225,20 +225,20 @@ def as_affine(kernel: Kernel) -> Affine | None:
     return Affine(scale, np.zeros_like(scale) if bias is None else bias.reshape(shape))
 
 
-def as_map(kernel: Kernel, base: LinearMap, sign: int) -> LinearMap:
+def as_map(kernel: Kernel, base: LinearMap, factor: float) -> LinearMap:
     """A kernel as a linear map with constants in float64, to be rounded when it is stored.
 
     Args:
         kernel: The kernel.
         base: The map in whose place it stands, which has its layout and dtype.
-        sign: What it is multiplied by.
+        factor: What it is multiplied by.
     """
     inputs = kernel.in_channels // kernel.groups
     outputs = kernel.out_channels // kernel.groups
     channels = (kernel.out_channels, inputs) if base.out_first else (kernel.in_channels, outputs)
 
     def weight() -> Float64Array:
-        wide = kernel.weight() * sign
+        wide = kernel.weight() * factor
         return wide if base.out_first else _swapped(wide, kernel.groups)
 
     tensor = ExactTensor((*channels, *kernel.size), base.weight.dtype, weight, kernel.depth)
@@ -247,12 +247,12 @@ def as_map(kernel: Kernel, base: LinearMap, sign: int) -> LinearMap:
         tensor = replace(tensor, compute=lambda: computed, depth=0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         bias = kernel.bias()
-        signed = None if bias is None else bias * sign
+        scaled = None if bias is None else bias * factor
     stored = base.weight.dtype if base.bias is None else base.bias.dtype
     linear = replace(
         base,
         weight=tensor,
-        bias=None if signed is None else ExactTensor(signed.shape, stored, lambda: signed),
+        bias=None if scaled is None else ExactTensor(scaled.shape, stored, lambda: scaled),
         groups=kernel.groups,
         alpha=1.0,
         beta=1.0,

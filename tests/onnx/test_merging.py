@@ -256,6 +256,15 @@ CASES = {
         " d = Conv (x, w1)  e = Conv (r, w1, c)  f = Add (a, b)  g = Add (d, e)  y = Add (f, g)",
         4,
     ),
+    "averaged": (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w3)  b = Conv (x, w1, c)  d = Sub (a, b)"
+        "  e = Conv (x, v1)  y = Mean (d, x, e)",
+        1,
+    ),
+    "averaged with something else": (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w3)  r = Relu (x)  b = Conv (x, w1, c)  d = Mean (r, b)  y = Sub (d, a)",
+        3,
+    ),
     "x three times": ("a = Conv <pads = [1, 1, 1, 1]> (x, w3)  d = Add (x, x)  y = Add (d, a)", 1),
 }
 
@@ -334,6 +343,10 @@ GUARDS = {
     ),
     "what is left would change its sign": (
         "a = Conv <pads = [1, 1, 1, 1]> (x, w3)  r = Relu (x)  b = Conv (x, w1)  d = Sub (b, r)  y = Sub (a, d)",
+        StopCode.NO_RULE,
+    ),
+    "what is left would be divided": (
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w3)  r = Relu (x)  b = Conv (x, w1)  d = Mean (b, r)  y = Mean (a, d)",
         StopCode.NO_RULE,
     ),
     "other strides": (

@@ -128,7 +128,7 @@ class _Writer:
             values = self.draw(st.permutations(values))
             match self.draw(st.integers(0, 5)):
                 case 0 if len(values) > 2:
-                    values = [self.node("Sum", *values[:3]), *values[3:]]
+                    values = [self.node(self.draw(st.sampled_from(["Sum", "Mean"])), *values[:3]), *values[3:]]
                 case 1:
                     values = [self.node("Mul", values[0], self.constant(CHANNELS, 1, 1)), *values[1:]]
                 case 2:
@@ -136,7 +136,8 @@ class _Writer:
                 case 3 if len(values) > 2:
                     values = [self.node(self.draw(st.sampled_from(["Add", "Sub"])), *values[:2]), *values[1:]]
                 case _:
-                    values = [self.node(self.draw(st.sampled_from(["Add", "Sub"])), *values[:2]), *values[2:]]
+                    op = self.draw(st.sampled_from(["Add", "Add", "Sub", "Sub", "Mean"]))
+                    values = [self.node(op, *values[:2]), *values[2:]]
         end = self.norm(values[0]) if self.draw(st.booleans()) else values[0]
         if end == "z":
             end = self.node("Add", end, x)

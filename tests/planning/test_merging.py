@@ -170,6 +170,12 @@ def _add(graph: Graph, name: str, inputs: tuple[Value, ...], signs: tuple[int, .
     return y
 
 
+def _mean(graph: Graph, name: str, inputs: tuple[Value, ...]) -> Value:
+    y = Value(f"{name}.out", inputs[0].shape, "float64")
+    graph.add(OpNode(name=name, op_type="Mean", inputs=inputs, outputs=(y,), op=Op.MEAN))
+    return y
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=200)
 def test_a_sum_without_some_of_its_leaves(data):
@@ -181,16 +187,20 @@ def test_a_sum_without_some_of_its_leaves(data):
     while len(open_values) > 1:
         count = min(len(open_values), data.draw(st.sampled_from([2, 2, 2, 3])))
         order = data.draw(st.permutations(open_values))
-        signs = tuple(data.draw(st.sampled_from([1, 1, -1])) for _ in range(count))
-        result = _add(graph, f"sum{len(graph.nodes)}", tuple(order[:count]), signs)
+        name, operands = f"sum{len(graph.nodes)}", tuple(order[:count])
+        if count == 2 and data.draw(st.booleans()):
+            result = _mean(graph, name, operands)
+        else:
+            signs = tuple(data.draw(st.sampled_from([1, 1, -1])) for _ in range(count))
+            result = _add(graph, name, operands, signs)
         open_values = [*order[count:], result]
     tree = Sum.at(graph.nodes[-1], tensors)
     assert tree is not None
     assert len(tree.leaves) == len(inputs)
     assert all(Sum.at(node, tensors) is None for node in graph.nodes[:-1])
     before = _evaluate(graph.nodes, inputs)
-    signed = sum(leaf.sign * inputs[leaf.value] for leaf in tree.leaves)
-    assert before[graph.nodes[-1].outputs[0]] == signed
+    whole = sum(leaf.factor * inputs[leaf.value] for leaf in tree.leaves)
+    assert before[graph.nodes[-1].outputs[0]] == whole
     heir, *others = data.draw(st.permutations(tree.leaves))
     gone = others[: data.draw(st.integers(1, len(others)))]
     rewired = tree.without(gone, heir)
@@ -198,7 +208,7 @@ def test_a_sum_without_some_of_its_leaves(data):
         assert rewired.code is StopCode.NO_RULE
         return
     after = dict(inputs)
-    after[heir.value] = rewired.sign * sum(leaf.sign * inputs[leaf.value] for leaf in (heir, *gone))
+    after[heir.value] = sum(leaf.factor * inputs[leaf.value] for leaf in (heir, *gone)) / rewired.factor
     left = dict(rewired.collapsed) | dict(rewired.bypassed)
     for node in graph.nodes:
         if node in rewired.gone:
@@ -209,14 +219,14 @@ def test_a_sum_without_some_of_its_leaves(data):
             after |= _evaluate([node], after)
         if node.outputs[0] not in rewired.changed:
             assert after[node.outputs[0]] == before[node.outputs[0]]
-    assert after[graph.nodes[-1].outputs[0]] == signed
+    assert after[graph.nodes[-1].outputs[0]] == whole
 
 
 def _evaluate(nodes: list[Node], values: dict[Value, float]) -> dict[Value, float]:
     values = dict(values)
     for node in nodes:
-        signs = node.parameters.signs
-        values[node.outputs[0]] = sum(sign * values[value] for sign, value in zip(signs, node.inputs, strict=True))
+        factors = (0.5, 0.5) if node.op is Op.MEAN else node.parameters.signs
+        values[node.outputs[0]] = sum(by * values[value] for by, value in zip(factors, node.inputs, strict=True))
     return values
 
 

@@ -219,7 +219,7 @@ _MAY_GO = frozenset(
 )
 """BN, other affines, and what constants are made of."""
 
-_MAY_MERGE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum", "AveragePool", "Dropout"})
+_MAY_MERGE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Sum", "Mean", "AveragePool", "Dropout"})
 """What branches are made of; the one that stands for all may get other attributes."""
 
 

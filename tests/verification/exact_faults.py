@@ -242,12 +242,12 @@ MUTATIONS = (
         "places.append(slice(start,",
         "start = (start + 1) % (axis.taps - (part.taps - 1) * step)\n        places.append(slice(start,",
     ),
-    Mutation("merge: sign of a branch lost", f"{_JOINING}_add", "target += sign * weight", "target += weight"),
+    Mutation("merge: sign of a branch lost", f"{_JOINING}_add", "target += factor * weight", "target += weight"),
     Mutation(
         "merge: sign of a bias lost",
         f"{_JOINING}total",
-        "[sign * vector for vector, sign in found",
-        "[vector for vector, sign in found",
+        "[factor * vector for vector, factor in found",
+        "[vector for vector, factor in found",
     ),
     Mutation(
         "merge: groups in the wrong place",
@@ -283,7 +283,12 @@ MUTATIONS = (
         "Affine(np.ones(()), np.zeros(()))",
         "Affine(np.zeros(()), np.zeros(()))",
     ),
-    Mutation("merge: sign of the sum lost", "bnfold.planning.merging.sums:Sum.without", "sign = -sign", "sign = +sign"),
+    Mutation(
+        "merge: sign of the sum lost",
+        "bnfold.planning.merging.sums:Sum.without",
+        "factor /= _factors(node)[at]",
+        "factor /= 1",
+    ),
     # lifting and applying
     Mutation(
         "lift: the border of a padded map forgotten",

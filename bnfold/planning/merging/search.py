@@ -1,9 +1,10 @@
 """Parallel branches of one value that add up to one map.
 
-    Σ ± branch_i(x) = kernel(x)    branch_i: a map, an affine, x itself, an average pool (and an affine), two in a row
+    Σ a_i · branch_i(x) = kernel(x)
 
-The Adds, Subs and Sums that belong together are taken as one sum. Its terms are read backward: each is something of the
-value before it, and of the value before that. Terms of one value are put together, the costliest first, wherever the
+where a branch is a map, an affine, x itself, an average pool (and an affine), or two of these in a row. The Adds, Subs,
+Sums and Means that belong together are taken as one sum. Its terms are read backward: each is something of the value
+before it, and of the value before that. Terms of one value are put together, the costliest first, wherever the
 map that they become takes no more multiply-adds per output position than they take now: an affine counts one a
 channel, the identity none. The operations on the way must be read by nobody else. Affines of one value without any
 map among them become one affine.
@@ -132,7 +133,7 @@ class Merging:
     def _map_of(
         self, sum_: Sum, terms: Sequence[Term], kernels: Mapping[Term, Kernel], sizes: Sequence[int | None]
     ) -> Found | Stop:
-        kernel = total([kernels[term] for term in terms], [term.leaf.sign for term in terms], sizes)
+        kernel = total([kernels[term] for term in terms], [term.leaf.factor for term in terms], sizes)
         if isinstance(kernel, Stop):
             return kernel
         if kernel.multiply_adds > kernel.cost:
@@ -149,7 +150,7 @@ class Merging:
             if isinstance(rewired, Stop):
                 stop = rewired
                 continue
-            folding = Folding(as_map(kernel, self._tensors.linear(target), rewired.sign))
+            folding = Folding(as_map(kernel, self._tensors.linear(target), 1 / rewired.factor))
             defect = folding.defect()
             if defect is not None:
                 return Stop(StopCode.OVERFLOW, f"{target.op_type} '{target.name}': {defect}")
@@ -193,8 +194,8 @@ class Merging:
         own = self._affines[target]
         scale, shift = np.zeros((1,) * own.rank), np.zeros((1,) * own.rank)
         for term in terms:
-            sign = term.leaf.sign * rewired.sign
-            scale, shift = scale + sign * affines[term].scale, shift + sign * affines[term].shift
+            factor = term.leaf.factor / rewired.factor
+            scale, shift = scale + factor * affines[term].scale, shift + factor * affines[term].shift
         affine = Affine(scale, shift)
         if grows(own, affine):
             return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
@@ -268,7 +269,7 @@ class Merging:
         kernel = chain(before, after)
         if isinstance(kernel, Stop):
             return kernel if kernel.code is not StopCode.NO_RULE else None
-        folding = Folding(as_map(kernel, self._tensors.linear(first), 1))
+        folding = Folding(as_map(kernel, self._tensors.linear(first), 1.0))
         defect = folding.defect()
         if defect is not None:
             return Stop(StopCode.OVERFLOW, f"{first.op_type} '{first.name}': {defect}")
@@ -332,7 +333,7 @@ def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops
         own = kernels[term].cost
         for index, (members, work) in enumerate(clusters):
             together = [*members, term]
-            kernel = total([kernels[member] for member in together], [1] * len(together), sizes)
+            kernel = total([kernels[member] for member in together], [1.0] * len(together), sizes)
             if isinstance(kernel, Stop):
                 stops.append(kernel)
             elif kernel.multiply_adds > work + own:

@@ -1,4 +1,4 @@
-"""Adds, Subs and Sums that belong together: a tree whose inner results nobody else reads, and what it adds up."""
+"""Adds, Subs, Sums and Means that belong together: a tree with inner results for nobody else, and what it adds up."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Leaf:
         value: What it is.
         node: The node of the tree that reads it.
         position: As which input.
-        sign: 1 or -1: what the whole sum multiplies it by.
+        factor: What the whole sum multiplies it by: 1 or -1, divided by the operands of each Mean around it.
     """
 
     value: Value
     node: OpNode
     position: int
-    sign: int
+    factor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Rewired:
         gone: Nodes with none left.
         changed: The results of nodes that stay or go and no longer are what they were.
         smaller: Those of them that stay and may have a smaller shape: what is left of them may be broadcast.
-        sign: What the sum multiplies the leaf by that stands for those that have gone.
+        factor: What the sum multiplies the leaf by that stands for those that have gone.
     """
 
     collapsed: tuple[tuple[OpNode, int], ...]
@@ -46,12 +46,12 @@ class Rewired:
     gone: tuple[OpNode, ...]
     changed: tuple[Value, ...]
     smaller: tuple[Value, ...]
-    sign: int
+    factor: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
-    """A tree of Adds, Subs and Sums.
+    """A tree of Adds, Subs, Sums and Means.
 
     Attributes:
         nodes: Its nodes, each before those that compute its operands.
@@ -75,20 +75,20 @@ class Sum:
         nodes: list[OpNode] = []
         inner: dict[OpNode, dict[int, OpNode]] = {}
         leaves: list[Leaf] = []
-        waiting = [(node, 1)]
+        waiting = [(node, 1.0)]
         while waiting:
-            node, sign = waiting.pop()
+            node, factor = waiting.pop()
             assert node not in inner, f"'{node.name}' adds up its own result"
             nodes.append(node)
             inner[node] = {}
-            for position, (value, own) in enumerate(zip(node.inputs, _signs(node), strict=True)):
+            for position, (value, own) in enumerate(zip(node.inputs, _factors(node), strict=True)):
                 root = tensors.root(value)
                 operand = root.producer
                 if is_sum(operand) and seen_by_others(tensors, root, node) is None:
                     inner[node][position] = operand
-                    waiting.append((operand, sign * own))
+                    waiting.append((operand, factor * own))
                 else:
-                    leaves.append(Leaf(value, node, position, sign * own))
+                    leaves.append(Leaf(value, node, position, factor * own))
         return cls(tuple(nodes), inner, tuple(leaves))
 
     def without(self, gone: Collection[Leaf], heir: Leaf) -> Rewired | Stop:
@@ -103,7 +103,7 @@ class Sum:
         bypassed: list[tuple[OpNode, int]] = []
         changed: list[Value] = []
         smaller: list[Value] = []
-        sign = heir.sign
+        factor = heir.factor
         heirs: set[OpNode] = set()
         for node in reversed(self.nodes):
             inner, count = self.inner[node], len(node.inputs)
@@ -121,13 +121,12 @@ class Sum:
                     return Stop(StopCode.NO_RULE, reason)
                 (at,) = live
                 is_heir = (node, at) in line or inner.get(at) in heirs
-                if _signs(node)[at] < 0:
-                    if not is_heir:
-                        reason = f"{node.op_type} '{node.name}' would have to negate what is left"
-                        return Stop(StopCode.NO_RULE, reason)
-                    sign = -sign
                 if is_heir:
+                    factor /= _factors(node)[at]
                     heirs.add(node)
+                elif _factors(node)[at] != 1:
+                    reason = f"{node.op_type} '{node.name}' would have to negate or divide what is left"
+                    return Stop(StopCode.NO_RULE, reason)
                 (collapsed if node in holders else bypassed).append((node, at))
             elif covered[node] and node not in holders:
                 smaller.append(node.outputs[0])
@@ -135,16 +134,18 @@ class Sum:
                 changed.append(node.outputs[0])
         order = {node: index for index, node in enumerate(reversed(self.nodes))}
         gone_nodes = tuple(sorted(lost, key=order.__getitem__))
-        return Rewired(tuple(collapsed), tuple(bypassed), gone_nodes, tuple(changed), tuple(smaller), sign)
+        return Rewired(tuple(collapsed), tuple(bypassed), gone_nodes, tuple(changed), tuple(smaller), factor)
 
 
 def is_sum(node: Node | None) -> TypeGuard[OpNode]:
-    """Whether a node adds up values of one element type."""
-    return (
-        isinstance(node, OpNode) and node.op is Op.ADD and not any(changes_type(value, node) for value in node.inputs)
-    )
+    """Whether a node adds up values of one element type, or takes their mean."""
+    if not isinstance(node, OpNode) or node.op not in (Op.ADD, Op.MEAN):
+        return False
+    return not any(changes_type(value, node) for value in node.inputs)
 
 
-def _signs(node: OpNode) -> tuple[int, ...]:
+def _factors(node: OpNode) -> tuple[float, ...]:
+    if node.op is Op.MEAN:
+        return (1 / len(node.inputs),) * len(node.inputs)
     assert isinstance(node.parameters, Signs)  # the front-end's contract, see graph.py
     return node.parameters.signs
