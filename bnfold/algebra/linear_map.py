@@ -72,7 +72,7 @@ class LinearMap:
 
     Attributes:
         weight: Any shape whose first two dimensions are channels: (out, in/groups, *kernel) if `out_first`, else
-            (in, out/groups, *kernel).
+            (in, out/groups, *kernel). A product of batches of matrices has one for each index of the others.
         bias: None, or what broadcasts against the output: (out,) for a convolution, up to (M, N) for Gemm.
         groups: The number of groups.
         out_first: Which of the two layouts the weight has.
@@ -84,6 +84,8 @@ class LinearMap:
         window: How a convolution slides; None for a matrix product, and where that depends on the size of the input.
         bias_is_extra: Whether a bias is an operation of its own (an Add behind a MatMul).
         keeps_axes: Whether the axes of the output beside its channels are those of the input, in their order.
+        order: Which dimension of the stored weight each dimension of the above is; empty if they are the same.
+        broadcasts_input: Whether the input may have one channel, which counts as all of them.
     """
 
     weight: Tensor
@@ -98,18 +100,36 @@ class LinearMap:
     window: Window | None = None
     bias_is_extra: bool = False
     keeps_axes: bool = True
+    order: tuple[int, ...] = ()
+    broadcasts_input: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight, its channels first."""
+        stored = self.weight.shape
+        return tuple(stored[axis] for axis in self.order) or stored
 
     @property
     def out_channels(self) -> int:
         """The number of output channels."""
-        rows, columns = self.weight.shape[:2]
+        rows, columns = self.shape[:2]
         return rows if self.out_first else columns * self.groups
 
     @property
     def in_channels(self) -> int:
         """The number of input channels."""
-        rows, columns = self.weight.shape[:2]
+        rows, columns = self.shape[:2]
         return columns * self.groups if self.out_first else rows
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a matrix product, whose channels may be any axis."""
+        return self.bias_is_extra or len(self.weight.shape) == 2
+
+    def stored(self, weight: Array) -> Array:
+        """A weight with its channels first as it is stored."""
+        shaped = weight.reshape(self.shape)
+        return shaped.transpose(np.argsort(self.order)) if self.order else shaped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,7 +169,7 @@ class Folding:
     def weight_key(self) -> tuple[object, ...]:
         """What the new weight depends on besides the old one: maps with one weight and equal keys get one again."""
         scales = (None if affine is None else affine.scale.tobytes() for affine in (self.inner, self.outer))
-        return (self.linear.groups, self.linear.out_first, *scales)
+        return (self.linear.groups, self.linear.out_first, self.linear.order, *scales)
 
     def quantised(self) -> QuantisedTensor | str | None:
         """The new weight of a map whose weight is quantised, or why it cannot be; None for any other map."""
@@ -160,7 +180,7 @@ class Folding:
         factor = np.ones((1, 1))
         for scale in (rows, columns):
             factor = factor if scale is None else factor * scale[:, :, 0]
-        return weight.scaled(factor)
+        return weight.scaled(factor, self.linear.order)
 
     def exact_weight(self) -> Float64Array:
         """The new weight in the shape of the old one, not rounded to its dtype; `alpha` is not in it."""
@@ -168,7 +188,7 @@ class Folding:
 
     def _scaled(self, dtype: DType) -> Array:
         linear = self.linear
-        old = _as_rows(linear)
+        old = _as_rows(linear, linear.weight.read())
         new = np.empty(old.shape, dtype)
         row_scale, column_scale = self._scales()
         blocks = [*_row_blocks(old)]
@@ -180,7 +200,7 @@ class Folding:
                 if column_scale is not None:
                     exact *= column_scale if len(column_scale) == 1 else column_scale[block]
                 round_into(new[block], exact)
-        return new.reshape(linear.weight.shape)
+        return linear.stored(new)
 
     def bias(self) -> Array | None:
         """The new bias, rounded once, or None where the map had none and needs none.
@@ -195,7 +215,7 @@ class Folding:
     def exact_bias(self) -> Float64Array | None:
         """The new bias as `bias` gives it, not rounded to its dtype."""
         linear = self.linear
-        vector = (-1,) + (1,) * (-linear.output_axis - 1 if len(linear.weight.shape) == 2 else 0)
+        vector = (-1,) + (1,) * (-linear.output_axis - 1 if linear.is_product else 0)
         exact = np.zeros((linear.out_channels,)).reshape(vector)
         with np.errstate(over="ignore", invalid="ignore"):
             if linear.bias is not None:
@@ -215,7 +235,7 @@ class Folding:
         """
         linear = self.linear
         if not isinstance(linear.weight, QuantisedTensor) and not self._weight_is_bounded():
-            new = self.weight()
+            new = _as_rows(linear, self.weight())
             by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
             by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)
             flat = by_channel.reshape(linear.out_channels, -1)
@@ -225,7 +245,7 @@ class Folding:
         bias = self.bias()
         if bias is None:
             return None
-        axis = linear.output_axis if len(linear.weight.shape) == 2 else -1
+        axis = linear.output_axis if linear.is_product else -1
         by_channel = bias if bias.ndim == 1 else np.moveaxis(bias, axis, 0)
         return _first_not_finite(by_channel.reshape(len(by_channel), prod(by_channel.shape[1:])), "bias", linear.bias)
 
@@ -238,12 +258,12 @@ class Folding:
             return rows, None
         columns = along_columns.scale.reshape(linear.groups, -1, 1)
         if linear.groups > 1:
-            columns = np.repeat(columns, linear.weight.shape[0] // linear.groups, axis=0)
+            columns = np.repeat(columns, linear.shape[0] // linear.groups, axis=0)
         return rows, columns
 
     def _weight_is_bounded(self) -> bool:
         """A cheap sufficient test that no new weight overflows: one pass over the old ones, no copy."""
-        old = _as_rows(self.linear)
+        old = _as_rows(self.linear, self.linear.weight.read())
         if old.size == 0:
             return True
         row_scale, column_scale = self._scales()
@@ -256,10 +276,10 @@ class Folding:
         return bool((largest < 0.999 * largest_finite(self.linear.weight.dtype)).all())
 
 
-def _as_rows(linear: LinearMap) -> Array:
-    """The weight as (rows, columns, taps), where rows and columns are its two channel dimensions."""
-    rows, columns = linear.weight.shape[:2]
-    return linear.weight.read().reshape(rows, columns, prod(linear.weight.shape[2:]))
+def _as_rows(linear: LinearMap, stored: Array) -> Array:
+    """A weight of a map as (rows, columns, taps), where rows and columns are its two channel dimensions."""
+    rows, columns, *taps = linear.shape
+    return (stored.transpose(linear.order) if linear.order else stored).reshape(rows, columns, prod(taps))
 
 
 def _row_blocks(rows: Array) -> Iterator[slice]:
@@ -269,7 +289,7 @@ def _row_blocks(rows: Array) -> Iterator[slice]:
 
 def _kernel_sums(linear: LinearMap, shift: Float64Array) -> Float64Array:
     """Σ W · shift over input channels and taps, shape (out,)."""
-    weight = _as_rows(linear)
+    weight = _as_rows(linear, linear.weight.read())
     rows, columns, _ = weight.shape
     group_of_row = np.arange(rows) // max(1, rows // linear.groups)
     sums = np.zeros((rows, 1) if linear.out_first else (linear.groups, columns))

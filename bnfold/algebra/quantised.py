@@ -117,16 +117,18 @@ class QuantisedTensor:
         moved = np.where(_wide(self.integers) == lowest, lowest, wanted + whole._zero()).clip(lowest, highest)
         return replace(whole, integers=ArrayTensor(moved.astype(self.integers.dtype)))
 
-    def scaled(self, factor: Float64Array) -> Self | str:
+    def scaled(self, factor: Float64Array, order: tuple[int, ...] = ()) -> Self | str:
         """Multiplies by an array.
 
         Args:
-            factor: Of shape (rows or 1, columns or 1), for the first two axes as the reader sees them.
+            factor: Of shape (rows or 1, columns or 1), for two of the axes as the reader sees them.
+            order: Which axis is which, those two first; empty if they are in their order.
 
         Returns:
             The product, with integers of the same type; or a clause saying why it cannot be stored so.
         """
-        wide = self._as_stored(factor)
+        turned = replace(self, steps=(*self.steps, Turned(order))) if order else self
+        wide = turned._as_stored(factor)
         if self.block and wide.shape[self.axis] > 1:
             return "its weight is quantised in blocks, along which the scale varies"
         scale = _shrunk(self._placed(_wide(self.scale)))

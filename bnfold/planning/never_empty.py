@@ -44,7 +44,7 @@ def _keeps_shape(node: Node) -> bool:
 
 def _gives_elements(node: Node, known: set[Value]) -> bool:
     if isinstance(node, MapNode):
-        return len(node.linear.weight.shape) > 2 or _have_elements(node.inputs, known)
+        return not node.linear.is_product or _have_elements(node.inputs, known)
     if isinstance(node, OpNode) and node.op is Op.CONCAT:
         return any(_have_elements([value], known) for value in node.inputs)
     return _keeps_shape(node) and all(

@@ -285,9 +285,11 @@ class _Lifter:
         source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
         found = lift_map(node, constants, source_rank, handle.bias_node)
         if isinstance(found, LinearMap) and len(inputs) == 1:
-            require_channels(node, inputs[0], found.input_axis, found.in_channels)
             outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
-            _learn_size(inputs[0], found.input_axis, found.in_channels)
+            if not found.broadcasts_input or _size(inputs[0], found.input_axis) != 1:
+                require_channels(node, inputs[0], found.input_axis, found.in_channels)
+            if not found.broadcasts_input:
+                _learn_size(inputs[0], found.input_axis, found.in_channels)
             _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
         extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
@@ -464,7 +466,12 @@ def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) ->
         return None
     if not (is_standard(node, "MatMul") or is_block_product(node)):
         return (None,) * len(linear.weight.shape)
-    return None if source is None else (None,) * len(source)
+    return None if source is None else (None,) * max(len(source), len(linear.weight.shape) if linear.order else 0)
+
+
+def _size(value: Value, axis: int) -> int | str | None:
+    """The size of an axis (negative), as far as it is known."""
+    return None if value.shape is None or len(value.shape) < -axis else value.shape[axis]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from bnfold.algebra.affine import Affine, batch_norm_defect
-from bnfold.algebra.einsum import einsum_map
+from bnfold.algebra.einsum import batched_product_map, einsum_map
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES, DType
 from bnfold.algebra.tensor import Tensor
@@ -304,13 +304,17 @@ def _gemm(node: onnx.NodeProto, weight: Tensor, bias: Constant | None) -> Linear
 def _matmul(
     node: onnx.NodeProto, weight: Tensor, bias: Constant | None, weight_at: int, source_rank: int | None
 ) -> LinearMap | Stop:
-    if len(weight.shape) != 2:
+    if len(weight.shape) < 2:
         reason = f"the weight of {_of(node)} has {len(weight.shape)} dimensions, not 2"
         return Stop(StopCode.NO_RULE, reason)
-    if weight_at == 1:
+    if weight_at == 1 and len(weight.shape) == 2:
         return LinearMap(weight=weight, bias=bias, out_first=False, bias_is_extra=True)
     if source_rank is None:
-        return Stop(StopCode.UNKNOWN_RANK, f"the rank of '{node.input[1]}', the input of {_of(node)}, is not known")
+        source = node.input[1 - weight_at]
+        return Stop(StopCode.UNKNOWN_RANK, f"the rank of '{source}', the input of {_of(node)}, is not known")
+    if len(weight.shape) > 2:
+        found = batched_product_map(weight, source_rank, on_left=weight_at == 0)
+        return Stop(StopCode.NO_RULE, f"{_of(node)} {found}") if isinstance(found, str) else replace(found, bias=bias)
     axis = -2 if source_rank > 1 else -1
     return LinearMap(weight=weight, bias=bias, out_first=True, output_axis=axis, input_axis=axis, bias_is_extra=True)
 

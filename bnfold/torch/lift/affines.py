@@ -113,14 +113,14 @@ def _array(given: object, constant: Constant | None, shape: tuple[int | str | No
     return constant.read().astype(np.float64).reshape(wide)
 
 
-def bias_of(product: fx.Node, add: fx.Node, constants: Constants, *, weight_on_left: bool) -> Constant | None:
+def bias_of(product: fx.Node, add: fx.Node, constants: Constants, axis: int) -> Constant | None:
     """The constant that an addition gives to a matrix product as its bias: one number for each channel.
 
     Args:
-        product: The matmul or mm, with a constant weight.
+        product: A matrix product with a constant weight.
         add: What reads its result.
         constants: The constants of the graph.
-        weight_on_left: Whether the channels are the last but one axis of the product.
+        axis: The axis of the channels, negative.
 
     Returns:
         The bias, or None if the addition is no bias.
@@ -137,7 +137,6 @@ def bias_of(product: fx.Node, add: fx.Node, constants: Constants, *, weight_on_l
         return None
     if shape != shape_of(after) or dtype_of(before) != dtype_of(after) or len(bias.shape) > len(shape):
         return None
-    axis = -2 if weight_on_left and len(shape) > 1 else -1
     others = [size for position, size in enumerate(bias.shape, -len(bias.shape)) if position != axis]
     along = bias.shape[axis] if len(bias.shape) >= -axis else 1
     return bias if all(size == 1 for size in others) and along in (1, shape[axis]) else None

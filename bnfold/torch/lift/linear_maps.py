@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from bnfold.algebra.einsum import batched_product_map, einsum_map
 from bnfold.algebra.linear_map import IS_TRANSPOSED, PADS_WITH_ZEROS, LinearMap, Window
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.errors import UnsupportedModelError
@@ -17,7 +18,8 @@ from bnfold.torch.lift.constants import Constant, Constants
 from bnfold.torch.lift.evaluation import quantises
 
 _CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
-_PRODUCTS = frozenset("matmul mm bmm addmm linear".split())
+_PRODUCTS = frozenset("matmul mm bmm addmm linear einsum".split())
+_CALLED = {"matmul": "MatMul", "mm": "MatMul", "bmm": "bmm", "addmm": "Addmm", "linear": "Linear", "einsum": "Einsum"}
 _RESHAPES = frozenset("view _unsafe_view reshape".split())
 _KEEPS_ELEMENTS = _RESHAPES | {"clone", "contiguous", "detach", "alias"}
 
@@ -108,7 +110,7 @@ def map_type(node: fx.Node) -> str:
     if name in _CONVOLUTIONS:
         transposed = name.startswith("conv_transpose") or bool(arguments(node).get("transposed", False))
         return "ConvTranspose" if transposed else "Conv"
-    return {"matmul": "MatMul", "mm": "MatMul", "bmm": "bmm", "addmm": "Addmm", "linear": "Linear"}.get(name, "")
+    return _CALLED.get(name, "")
 
 
 def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
@@ -129,9 +131,10 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
         return None
     given = arguments(node)
     repeated = repeated_weight(node, constants)
-    if name == "bmm" and repeated is None:
+    operands = _operands(given, constants, name)
+    if operands is None or (name == "bmm" and repeated is None and not constants.is_constant(operands[1])):
         return None
-    data, weight, bias = _operands(given, constants, name)
+    data, weight, bias = operands
     if repeated is not None:
         data, weight = given["mat2" if repeated.position == 0 else "self"], repeated.matrix
     if not isinstance(data, fx.Node) or constants.is_constant(data):
@@ -147,6 +150,8 @@ def lift_map(node: fx.Node, constants: Constants) -> FoundMap | Stop | None:
         return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the bias of {map_type(node)} '{node.name}' is not a constant")
     if name in _CONVOLUTIONS:
         linear = _convolution(node, given, found, found_bias)
+    elif name == "einsum":
+        linear = _einsum(node, given, found, _rank(data))
     else:
         on_left = name != "linear" and data is not given["mat1" if name == "addmm" else "self"]
         linear = _product(node, given, found, found_bias, _rank(data), on_left=on_left)
@@ -165,8 +170,17 @@ def _is_quantised(weight: object) -> bool:
     return False
 
 
-def _operands(given: dict[str, object], constants: Constants, name: str) -> tuple[object, object, object]:
-    """The data, the weight and the bias of a map; the weight of a matrix product is what is constant."""
+def _operands(given: dict[str, object], constants: Constants, name: str) -> tuple[object, object, object] | None:
+    """The data, the weight and the bias of a map; the weight of a matrix product is what is constant.
+
+    None for a sum of products of other than two operands, of which one is constant.
+    """
+    if name == "einsum":
+        parts = given["tensors"]
+        if not isinstance(parts, Sequence) or [*map(constants.is_constant, parts)].count(True) != 1 or len(parts) != 2:
+            return None
+        first, second = parts
+        return (first, second, None) if constants.is_constant(second) else (second, first, None)
     if name in ("mm", "bmm", "matmul", "addmm"):
         first = given["mat1" if name == "addmm" else "self"]
         second = given["other" if name == "matmul" else "mat2"]
@@ -254,6 +268,17 @@ def _rank(node: fx.Node) -> int | None:
     return None if shape is None else len(shape)
 
 
+def _einsum(node: fx.Node, given: dict[str, object], weight: Constant, rank: int | None) -> LinearMap | Stop:
+    equation, parts = given["equation"], given["tensors"]
+    if not isinstance(equation, str) or not isinstance(parts, Sequence) or given.get("path") is not None:
+        return Stop(StopCode.NO_RULE, f"Einsum '{node.name}' has no equation that is known")
+    return _as_map(node, einsum_map(equation, [*parts].index(weight.node), weight, rank))
+
+
+def _as_map(node: fx.Node, found: LinearMap | str) -> LinearMap | Stop:
+    return Stop(StopCode.NO_RULE, f"{map_type(node)} '{node.name}' {found}") if isinstance(found, str) else found
+
+
 def _product(
     node: fx.Node,
     given: dict[str, object],
@@ -263,11 +288,13 @@ def _product(
     *,
     on_left: bool,
 ) -> LinearMap | Stop:
-    if len(weight.shape) != 2:
-        return Stop(StopCode.NO_RULE, f"the weight of '{node.name}' has {len(weight.shape)} dimensions, not 2")
     name = operator_name(node)
     if rank is None:
         return Stop(StopCode.UNKNOWN_RANK, f"the rank of the input of '{node.name}' is not known")
+    if len(weight.shape) > 2:
+        return _as_map(node, batched_product_map(weight, rank, on_left=on_left))
+    if len(weight.shape) < 2:
+        return Stop(StopCode.NO_RULE, f"the weight of '{node.name}' has {len(weight.shape)} dimensions, not 2")
     if name == "linear":
         linear = LinearMap(weight=weight, bias=bias)
         if bias is not None and bias.shape != (linear.out_channels,):

@@ -152,7 +152,7 @@ class NodeLifter:
         if not linear.bias_is_extra or len(node.users) != 1:
             return None
         add = next(iter(node.users))
-        found = bias_of(node, add, self._constants, weight_on_left=linear.output_axis == -2)
+        found = bias_of(node, add, self._constants, linear.output_axis)
         if found is None or self._memory_stop(add) is not None:
             return None
         return add, replace(linear, bias=found)
@@ -224,6 +224,8 @@ class NodeLifter:
     def _require_channels(self, node: fx.Node, source: Value, linear: LinearMap) -> None:
         shape, axis, channels = source.shape, linear.input_axis, linear.in_channels
         size = shape[axis] if shape is not None and len(shape) >= -axis else channels
+        if linear.broadcasts_input and size == 1:
+            return
         if isinstance(size, int) and size != channels:
             message = f"'{node.name}' of the program is for {channels} channels, and its input has {size}"
             raise UnsupportedModelError(message)

@@ -36,7 +36,7 @@ class Change:
         if isinstance(self.shared, Group) and is_weight is not (other.home.weight is self.shared):
             return False
         if is_weight or isinstance(self.shared, nn.Module):
-            alike = (one.out_first, one.groups) == (two.out_first, two.groups)
+            alike = (one.out_first, one.groups, one.order) == (two.out_first, two.groups, two.order)
             if not alike or not all(map(_same, self._scales(), other._scales())):
                 return False
         return is_weight or _same(self.bias, other.bias)

@@ -4,6 +4,7 @@ A value keeps its name only if it still equals the original's value of that name
 over the name of the BN's node; every other value that now differs gets a new name.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -23,11 +24,15 @@ from bnfold.torch.fx.tensors import to_torch
 from bnfold.torch.lift.constants import Constant
 from bnfold.torch.lift.linear_maps import RepeatedWeight, repeated_weight
 from bnfold.torch.lift.provenance import Handle, Scope
-from bnfold.torch.program.editor import ProgramEditor
+from bnfold.torch.program.editor import Position, ProgramEditor
 from bnfold.torch.program.leftover import Call, leftover_calls
 from bnfold.torch.program.windows import set_window
 
-_CONSTANT_AT = {"mm": (1, 0), "matmul": (1, 0), "addmm": (2, 1)}
+_CONSTANT_AT: dict[str, tuple[Position, ...]] = {
+    **dict.fromkeys(("mm", "matmul", "bmm"), (1, 0)),
+    "addmm": (2, 1),
+    "einsum": ((1, 1), (1, 0)),
+}
 """Where the weight of a matrix product may be among its arguments; that of every other map is at 1."""
 
 _BIAS_AT = {"addmm": 0}
@@ -81,7 +86,7 @@ class _Work:
         stem = weight_name.removesuffix("weight")
         bias_name = f"{stem}bias" if weight_name != stem else f"{weight_name}_bias"
         if repeated is None:
-            positions = _CONSTANT_AT.get(name, (1,))
+            positions: tuple[Position, ...] = _CONSTANT_AT.get(name, (1,))
             weight_at = next(at for at in positions if constants.is_constant(_argument_at(handle.node, at)))
             self._set(handle, handle.node, weight_at, folding.weight(), node.linear.weight, weight_name)
         else:
@@ -107,7 +112,7 @@ class _Work:
             self._editor.forget_keyword(handle.node, "beta")
 
     def _set(
-        self, handle: Handle, node: fx.Node, position: int, array: Array, old: ConstantTensor | None, name: str
+        self, handle: Handle, node: fx.Node, position: Position, array: Array, old: ConstantTensor | None, name: str
     ) -> None:
         """Gives a call of a map a new constant, in the parameter that it has if nothing else reads that."""
         if isinstance(old, Constant) and old.parameter is not None:
@@ -218,9 +223,11 @@ class _Work:
         return self._by_name[scope.graph].get(value.name)
 
 
-def _argument_at(node: fx.Node, position: int) -> object:
-    """The argument at a position of the operator's schema, however it was given."""
-    return [*arguments(node).values()][position]
+def _argument_at(node: fx.Node, position: Position) -> object:
+    """The argument at a position of the operator's schema, however it was given, or an item of it."""
+    if isinstance(position, int):
+        return [*arguments(node).values()][position]
+    return cast(Sequence[object], _argument_at(node, position[0]))[position[1]]
 
 
 def _name_of(constant: ConstantTensor, handle: Handle) -> str:

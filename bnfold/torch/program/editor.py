@@ -5,6 +5,7 @@ and buffers go by their names (FQN, such as "layer1.0.conv.weight").
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,6 +23,9 @@ from bnfold.torch.program.tensors import ProgramTensors
 _PARAMETERS = frozenset({InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR})
 _HARMLESS = frozenset({torch.ops.aten.detach_.default})
 """Operators that change their input, but not its elements."""
+
+Position = int | tuple[int, int]
+"""Of an argument in the schema of an operator, or of an item of one that is a list."""
 
 _KEPT_META = ("nn_module_stack", "stack_trace", "custom", "val")
 
@@ -109,21 +113,26 @@ class ProgramEditor:
         node.meta.update({key: like.meta[key] for key in _KEPT_META if key in like.meta})
         return node
 
-    def set_argument(self, original: fx.Node, position: int, value: fx.Node) -> None:
+    def set_argument(self, original: fx.Node, position: Position, value: fx.Node) -> None:
         """Gives a call another argument; what it read there goes away unless something else reads it.
 
         Args:
             original: A node of the original; the copy is a call still, or the argument of what was put behind it.
-            position: The position of the argument in the schema; those before it get their defaults.
+            position: The position of the argument; those before it get their defaults.
             value: What is read there from now on.
         """
         node = self._nodes[original]
         assert isinstance(node.target, OpOverload)  # only operators have constants
-        schema = node.target._schema.arguments[: position + 1]
+        at, *item = (position,) if isinstance(position, int) else position
+        schema = node.target._schema.arguments[: at + 1]
         keywords = dict(node.kwargs)
         given = [*node.args]
         given += [keywords.pop(argument.name, argument.default_value) for argument in schema[len(given) :]]
-        before, given[position] = given[position], value
+        before = given[at]
+        if item:
+            items = [*cast(Sequence[fx.node.Argument], before)]
+            before, items[item[0]] = items[item[0]], value
+        given[at] = items if item else value
         node.args, node.kwargs = tuple(given), keywords
         if isinstance(before, fx.Node):
             self._released.append(before)

@@ -19,6 +19,12 @@ CARRIERS = {
     "with an ellipsis before": ("...d,df->...f", [2, 5], (5, 3), [2, 3]),
     "with an ellipsis behind": ("nd...,df->nf...", [2, 5, 4, 6], (5, 3), [2, 3, 4, 6]),
     "adding up more": ("nkd,df->nf", [2, 4, 5], (5, 3), [2, 3]),
+    "heads behind the product": ("bnd,dhf->bhnf", [2, 4, 5], (5, 3, 6), [2, 3, 4, 6]),
+    "heads that are added up": ("bnhd,hdf->bfn", [2, 4, 6, 5], (6, 5, 3), [2, 3, 4]),
+    "a matrix for each channel": ("bnd,ndf->bnf", [2, 3, 5], (3, 5, 4), [2, 3, 4]),
+    "a matrix for each item": ("bnd,bfd->bfn", [2, 4, 5], (2, 3, 5), [2, 3, 4]),
+    "one matrix for all items": ("bnd,bdf->bfn", [1, 4, 5], (1, 5, 3), [1, 3, 4]),
+    "a value for all channels": ("bnd,df->bfn", [2, 4, 1], (5, 3), [2, 3, 4]),
 }
 
 
@@ -38,7 +44,7 @@ def test_it_takes_what_acts_on_the_axis_of_its_weight(name: str, on_the_left: bo
     assert folded.codes == []
     assert [node.op_type for node in folded.model.graph.node] == ["Einsum", "Add"]
     scale, _ = scale_and_shift(batch_norm(3))
-    along = (1, -1) if shape[1] == 3 else (-1, 1)
+    along = [-1 if size == 3 else 1 for size in shape]
     new = folded.constant("map", 0 if on_the_left else 1)
     np.testing.assert_allclose(new, weight * scale.reshape(along), rtol=2**-50)
 
@@ -52,8 +58,8 @@ def test_a_bias_and_what_comes_before() -> None:
 
 
 STAYS = {
-    "a batch of matrices": ("bnd,bdf->bnf", [3, 3, 5], (3, 5, 4), "3 axes"),
-    "an axis of the value": ("nd,df->dnf", [2, 3], (3, 4), "lead"),
+    "an axis of the value": ("bnd,bdf->bnf", [3, 3, 5], (3, 5, 4), "output channels"),
+    "an axis of all but one matrix": ("nd,df->dnf", [2, 3], (3, 4), "output channels"),
     "a diagonal": ("nnd,df->nf", [2, 2, 5], (5, 3), "diagonal"),
     "what may be broadcast": ("nd,df->nf", [2, 1], (1, 3), "broadcast"),
 }
@@ -85,6 +91,22 @@ def test_more_that_is_added_up_keeps_a_shift_outside() -> None:
     folded = fold(parse(text, w=random(5, 3), **batch_norm(5)), leftover="keep")
     assert folded.codes == ["padded_shift"]
     assert "adds up along axes" in folded.plan.left[0].reason
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight", "goes"),
+    [("bdn,hdf->bhnf", (6, 5, 4), False), ("bdhn,hdf->bnf", (6, 5, 4), True), ("bdn,hdf->bhnf", (1, 5, 4), True)],
+)
+def test_a_shift_goes_in_where_it_comes_out_as_one_vector(equation: str, weight: tuple[int, ...], goes: bool) -> None:
+    """Σ_d t_d · W[h, d, f] is another vector for each h, unless h is added up as well, or is the only one."""
+    operand, result = equation.split(",", maxsplit=1)[0], equation.split(">")[1]
+    source = ",".join(str({"b": 2, "d": 5, "n": 3, "h": 6}[letter]) for letter in operand)
+    text = f"""agraph (double[{source}] x) => (double[{",".join(result.upper())}] y) {{
+        m = Mul (x, s) a = Add (m, t) y = Einsum <equation="{equation}"> (a, w)
+    }}"""
+    along = (5,) + (1,) * (len(operand) - 2)
+    folded = fold(parse(text, w=random(*weight), s=random(*along), t=random(*along, seed=1)), exactly=True)
+    assert folded.count("Mul") == (0 if goes else 1)
 
 
 def test_two_that_come_out_in_another_order_stay_two() -> None:

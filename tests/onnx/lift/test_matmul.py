@@ -5,6 +5,8 @@ import onnx
 import pytest
 from onnx_fold import batch_norm, fold, parse, random, scale_and_shift
 
+NORM = "BatchNormalization (%s, bn_g, bn_b, bn_m, bn_v)"
+
 GEMM_BN = """
 agraph (double[A,B] x) => (double[3,4] y)
 {
@@ -243,17 +245,36 @@ def test_a_product_of_four_dimensions() -> None:
     assert fold(parse(text, w=random(5, 4), **batch_norm(4)), leftover="keep").codes == ["channel_axis"]
 
 
-@pytest.mark.parametrize("weight", [(2, 5, 4), (5,)])
-def test_a_weight_that_is_no_matrix_is_left(weight: tuple[int, ...]) -> None:
-    batched = len(weight) == 3
-    text = f"""
-    agraph (double[2,4,5] x) => (double[{"2,4,4" if batched else "2,4"}] y)
-    {{
-      c = MatMul (x, w)
-      y = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)
-    }}
-    """
-    assert fold(parse(text, w=random(*weight), **batch_norm(4)), leftover="keep").codes == ["no_rule"]
+def test_a_weight_that_is_a_vector_is_left() -> None:
+    text = f"""agraph (double[2,4,5] x) => (double[2,4] y) {{ c = MatMul (x, w) y = {NORM % "c"} }}"""
+    assert fold(parse(text, w=random(5), **batch_norm(4)), leftover="keep").codes == ["no_rule"]
+
+
+BATCHES = {
+    "of all items": ([2, 4, 5], (2, 5, 3), "y = Transpose <perm=[0,2,1]> (c)", [2, 3, 4]),
+    "one for all items": ([2, 4, 5], (1, 5, 3), "y = Transpose <perm=[0,2,1]> (c)", [2, 3, 4]),
+    "of all channels": ([2, 3, 4, 5], (3, 5, 6), "y = Identity (c)", [2, 3, 4, 6]),
+    "on the left": ([3, 5, 4], (2, 1, 6, 5), "y = Transpose <perm=[0,2,3,1]> (c)", [2, 6, 4, 3]),
+    "of a vector": ([5], (2, 3, 5), "y = Identity (c)", [2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_of_matrices_takes_what_acts_along_one_of_its_axes(name: str) -> None:
+    source, weight, between, result = BATCHES[name]
+    operands = "w, x" if weight[-1] == 5 else "x, w"
+    text = f"""agraph (double{source} x) => (double{result} z) {{
+        c = MatMul ({operands}) {between} z = {NORM % "y"}
+    }}"""
+    folded = fold(parse(text, w=random(*weight), **batch_norm(result[1])), exactly=True)
+    assert folded.codes == []
+    assert folded.count("Add") == 1
+
+
+def test_a_batch_of_matrices_stays_for_what_acts_on_the_other_operand() -> None:
+    text = f"""agraph (double[2,4,5] x) => (double[2,4,4] y) {{ c = MatMul (x, w) y = {NORM % "c"} }}"""
+    folded = fold(parse(text, w=random(2, 5, 4), **batch_norm(4)), leftover="keep")
+    assert folded.codes == ["channel_axis"]
 
 
 def test_a_vector_times_a_matrix_is_a_map_without_bn() -> None:

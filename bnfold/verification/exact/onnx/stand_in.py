@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bnfold.algebra.linear_map import LinearMap
 from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType, Float64Array, round_once
 from bnfold.graph import AffineNode, MapNode, Op, OpNode
@@ -65,12 +66,11 @@ class _Writer:
         """Gives a linear map another weight and bias."""
         proto, linear, numbers = handle.node, node.linear, self._numbers
         weight_at = 1 if handle.scope.constants.is_constant(proto.input[1]) else 0
-        shape, groups = linear.weight.shape, linear.groups
         if is_block_product(proto) and isinstance(linear.weight, QuantisedTensor):
             self._replace_blocks(proto, linear.weight, handle.scope)
         else:
-            weight = partial(_weight, numbers, shape, groups)
-            self._replace(handle.scope, proto, weight_at, f"weight of {groups}", weight, is_weight=True)
+            weight, role = partial(_weight, numbers, linear), f"weight of {linear.groups} {linear.order}"
+            self._replace(handle.scope, proto, weight_at, role, weight, is_weight=True)
         for name in ("alpha", "beta"):
             given = find_attribute(proto, name)
             if proto.op_type == "Gemm" and given is not None:
@@ -179,8 +179,8 @@ def _given(array: Float64Array, _: Array) -> Float64Array:
     return array
 
 
-def _weight(numbers: Numbers, shape: tuple[int, ...], groups: int, _: Array) -> Float64Array:
-    return numbers.weight(shape, groups)
+def _weight(numbers: Numbers, linear: LinearMap, _: Array) -> Float64Array:
+    return np.asarray(linear.stored(numbers.weight(linear.shape, linear.groups)), np.float64)
 
 
 def _rounded(small: _Small, old: Array, shape: tuple[int, ...], dtype: DType) -> Array:

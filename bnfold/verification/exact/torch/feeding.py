@@ -148,8 +148,10 @@ def call(node: fx.Node, value: Callable[[fx.Node], object]) -> object:
     kwargs = cast(Mapping[str, object], fx.node.map_aggregate(node.kwargs, argument))
     if operator_name(node) == "_assert_tensor_metadata":
         return None
+    # What is fed lies in memory in its own order, of which not everything can be seen in another shape.
+    target = torch.ops.aten.reshape.default if node.target is torch.ops.aten.view.default else node.target
     with torch.no_grad():
-        return cast(Callable[..., object], node.target)(*args, **kwargs)
+        return cast(Callable[..., object], target)(*args, **kwargs)
 
 
 def wide(stored: object) -> object:

@@ -60,10 +60,13 @@ class SmallNumbers:
 
     def _visit(self, node: Node, handle: Handle) -> None:
         if isinstance(node, MapNode):
-            weight, bias = node.linear.weight, node.linear.bias
-            shape, groups = weight.shape, node.linear.groups
-            self._put(weight, lambda _: self._numbers.weight(shape, groups), handle, "weight")
-            self._put(bias, self._numbers.shifts, handle, "bias")
+            linear = node.linear
+
+            def small(_: Array) -> Float64Array:
+                return np.asarray(linear.stored(self._numbers.weight(linear.shape, linear.groups)), np.float64)
+
+            self._put(linear.weight, small, handle, "weight")
+            self._put(linear.bias, self._numbers.shifts, handle, "bias")
         elif isinstance(node, AffineNode) and node.affine is not None:
             if is_batch_norm(handle.node):
                 self._batch_norm(node, handle)

@@ -1,6 +1,7 @@
 """How large the rounding error of a region of a program may be: the same rules as for ONNX.
 
-    conv, conv_transpose, linear, matmul, addmm   |W| ⋆ m + |b| + drift(n) · (|result| + |b|), n products in each sum
+    conv, conv_transpose, linear, matmul, addmm,
+    einsum                                        |W| ⋆ m + |b| + drift(n) · (|result| + |b|), n products in each sum
     batch_norm                                    |scale| · (m + |mean|) + |beta|
     add, sub; mul; div; sum                       m₁ + m₂; m₁ · m₂; m / |constant|; the same of m
     relu, clamp, max_pool, reshape, …             m, or the same operation on m
@@ -28,7 +29,7 @@ from bnfold.verification.judging.sites import NoBoundError
 MAPS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution".split())
 """Operators that multiply by weights, channels first."""
 
-LAST_AXIS_MAPS = frozenset("linear matmul mm bmm addmm baddbmm".split())
+LAST_AXIS_MAPS = frozenset("linear matmul mm bmm addmm baddbmm einsum".split())
 """Those with the channels last."""
 
 _SMALLEST_NORMAL = {torch.float16: 2.0**-14, torch.bfloat16: 2.0**-126}
@@ -161,6 +162,20 @@ def _matmul(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     return magnitude + _drift(terms, result) * cast(torch.Tensor, edge_magnitude(result))
 
 
+def _einsum(node: fx.Node, read: _Reader, result: object) -> Magnitude:
+    magnitude = cast(torch.Tensor, _same_operation(node, read, result))
+    equation, parts = cast(tuple[str, list[object]], node.args)
+    operands, _, letters = equation.replace(" ", "").partition("->")
+    sizes = zip(operands.split(","), (_tensor(part, read).shape for part in parts), strict=True)
+    summed = {
+        letter: size
+        for term, shape in sizes
+        for letter, size in zip(term.replace("...", "."), shape if "." not in term else (), strict=False)
+        if operands.count(letter) == len(parts) and letter not in letters
+    }
+    return magnitude + _drift(math.prod(summed.values()), result) * cast(torch.Tensor, edge_magnitude(result))
+
+
 def _addmm(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     given = arguments(node)
     bias, first, second = (_tensor(given[name], read) for name in _addmm_names(given))
@@ -231,6 +246,7 @@ _RULES: Mapping[str, Callable[[fx.Node, _Reader, object], Magnitude]] = {
     **dict.fromkeys(MAPS | {"linear"}, _map),
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
+    "einsum": _einsum,
     "batch_norm": _batch_norm,
     **dict.fromkeys(("add", "sub"), _sum),
     "mul": _product,
