@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 
-from bnfold.algebra.rounding import Array
+from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType
 from bnfold.report.records import Exact, Unproved, Verdict
 
 _ROUNDED = 1e-5
-"""Differences below this share of the largest element are taken for rounding: a wrong term is a whole number."""
+"""Differences below this share of the largest element are taken for rounding: a wrong term is a whole number. Where
+weights are stored in a narrower type, two steps of that are."""
 
 
 class NotCutError(Exception):
@@ -26,12 +28,13 @@ class NotCutError(Exception):
         self.broken = broken
 
 
-def judge(expected: Array, found: Array, *, exact: bool = True) -> tuple[Verdict, str]:
+def judge(expected: Array, found: Array, dtypes: Iterable[DType] = (), *, exact: bool = True) -> tuple[Verdict, str]:
     """Compares what the original gives with what the folded model gives.
 
     Args:
         expected: What the original gives.
         found: What the folded model gives.
+        dtypes: What its weights are stored in.
         exact: Whether no sum on the way was too large to be exact.
 
     Returns:
@@ -50,11 +53,17 @@ def judge(expected: Array, found: Array, *, exact: bool = True) -> tuple[Verdict
     with np.errstate(invalid="ignore"):
         worst = np.abs(np.where(finite, other - wide, 0)).max()
     largest = np.abs(np.where(finite, wide, 0)).max()
-    if (finite | same).all() and (worst <= _ROUNDED * largest or not exact):
+    rounded = max([_ROUNDED, *(2 * _step(dtype) for dtype in dtypes if dtype in STORAGE_DTYPES)])
+    if (finite | same).all() and (worst <= rounded * largest or not exact):
         return Verdict.INCONCLUSIVE, f"differs by {worst:.3g} beside {largest:.3g}: the sums were not exact"
     place = np.argwhere(~same)[0]
     at = tuple(int(index) for index in place)
     return Verdict.FAIL, f"gives {found[at]:g} instead of {expected[at]:g} at {list(at)} on small integers"
+
+
+def _step(dtype: DType) -> float:
+    """The distance of the numbers above 1 that a type has."""
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def summed_up(unproved: Iterable[Unproved], regions: int, sizes: int) -> Exact:

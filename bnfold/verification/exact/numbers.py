@@ -2,21 +2,26 @@
 
 What a plan decides on, it decides by asking whether a number is 0, is 1, is negative, or equals another one. Numbers of
 few bits answer the same, and sums of their products are exact in float32. The same number always becomes the same small
-number, wherever it stands in the model.
+number, wherever it stands in the model. Where weights are stored in 16 bits, what affines leave in them has to fit
+there as well, so there is less choice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bnfold.algebra.rounding import Array, Float64Array
+from bnfold.algebra.rounding import STORAGE_DTYPES, Array, Float64Array
+from bnfold.graph import AffineNode, Graph, MapNode, Node
 
 _SCALES = np.array([halves / 2 for halves in range(1, 34) if halves != 2])
 _SHIFTS = np.arange(1.0, 32.0)
+_NARROW_SCALES = np.array([0.5, 1.5, 2])
+_NARROW_SHIFTS = np.arange(1.0, 4.0)
 _POWERS = np.array([2, 0.5, 4, 0.25, 8])
 _EPSILON = 2.0**-7
+_NARROW = frozenset(dtype.name for dtype in STORAGE_DTYPES if dtype.itemsize == 2)
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -31,13 +36,19 @@ class Numbers:
 
     Attributes:
         seed: Another seed gives other numbers.
+        narrow: Whether some are stored in 16 bits.
     """
 
     seed: int
+    narrow: bool = False
+
+    def for_graph(self, graph: Graph) -> Numbers:
+        """Those for a lifted model."""
+        return replace(self, narrow=any(map(_is_narrow, graph.nodes)))
 
     def scales(self, array: Array) -> Float64Array:
         """What multiplies: 0, 1 and −1 stay, all else has few bits and keeps its sign."""
-        return self._keeping_one(array, _SCALES)
+        return self._keeping_one(array, _NARROW_SCALES if self.narrow else _SCALES)
 
     def divisors(self, array: Array) -> Float64Array:
         """What divides: 1 and −1 stay, all else becomes a power of two and keeps its sign."""
@@ -45,7 +56,7 @@ class Numbers:
 
     def shifts(self, array: Array) -> Float64Array:
         """What is added: 0 stays, all else becomes a small integer and keeps its sign."""
-        return self._signed(np.asarray(array, np.float64), _SHIFTS)
+        return self._signed(np.asarray(array, np.float64), _NARROW_SHIFTS if self.narrow else _SHIFTS)
 
     def batch_norm(
         self, scale: Array, shift: Array, epsilon: float, *, has_gamma: bool = True, has_beta: bool = True
@@ -104,3 +115,13 @@ class Numbers:
         picked = choices[(mixed >> np.uint64(33)) % np.uint64(len(choices))]
         small: Float64Array = np.sign(wide) * picked
         return small
+
+
+def _is_narrow(node: Node) -> bool:
+    """Whether a layer, or what an affine that stays is written as, is stored in 16 bits."""
+    match node:
+        case MapNode():
+            return node.linear.weight.dtype.name in _NARROW
+        case AffineNode():
+            return node.inputs[0].dtype in _NARROW
+    return False

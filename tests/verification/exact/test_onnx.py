@@ -132,6 +132,12 @@ class TestJudging:
         assert judge(np.ones((1, 2)), np.ones((2, 1)))[0] is Verdict.FAIL
         assert judge(np.ones(2, np.float32), np.ones(2))[0] is Verdict.FAIL
 
+    def test_what_16_bits_do_not_hold_is_no_mistake(self) -> None:
+        one, other = np.array([1000.0, 3]), np.array([1001.0, 3])
+        assert judge(one, other)[0] is Verdict.FAIL
+        assert judge(one, other, [np.dtype(np.float16)])[0] is Verdict.INCONCLUSIVE
+        assert judge(one, one + 10, [np.dtype(np.float16)])[0] is Verdict.FAIL
+
     def test_rounding_is_no_mistake(self) -> None:
         assert judge(np.array([100.0, 1]), np.array([100.0, 1 + 1e-6]))[0] is Verdict.INCONCLUSIVE
         assert judge(np.array([100.0, 1]), np.array([100.0, 1.5]))[0] is Verdict.FAIL
@@ -145,6 +151,18 @@ class TestGate:
     def test_a_right_fold_is_proved_at_two_sizes(self, leftover: Leftover, dtype: str) -> None:
         found = check(conv_bn(dtype=dtype), FoldOptions(leftover=leftover))
         assert (found.verdict, found.regions, found.equal, found.sizes) == (Verdict.PASS, 1, 1, 2)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_affines_that_16_bits_hold_together(self, seed: int) -> None:
+        constants = {"w": random(4, 3, 3, 3), "b": random(4), "s": random(4, 1, 1, seed=seed), "t": random(4, 1, 1)}
+        norms = {**batch_norm(3, "a", seed=seed), **batch_norm(4, "p", seed=seed)}
+        model = parse(
+            """g (float16[1,3,8,8] x) => (float16[n,c,p,q] y) {
+            n = BatchNormalization(x, a_g, a_b, a_m, a_v) v = Conv(n, w, b)
+            z = BatchNormalization(v, p_g, p_b, p_m, p_v) m = Mul(z, s) y = Add(m, t) }""",
+            **{name: array.astype(np.float16) for name, array in {**constants, **norms}.items()},
+        )
+        assert check(model).verdict is Verdict.PASS
 
     def test_a_fixed_model_has_one_size(self) -> None:
         assert check(conv_bn("1,3,6,7")).sizes == 1

@@ -177,6 +177,19 @@ class TestPrograms:
         program = torch.export.export(layers, (torch.randn(1, 3, 114, 58),), strict=False)
         assert bnfold.fold(program).check().verdict is verdict
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_weights_in_bfloat16(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(torch.bfloat16).eval()
+        module[1].load_state_dict(
+            {
+                key: torch.rand_like(value, dtype=torch.bfloat16) + 0.5 if value.dim() else value
+                for key, value in module[1].state_dict().items()
+            }
+        )
+        program = torch.export.export(module, (torch.randn(2, 3, 8, 8, dtype=torch.bfloat16),))
+        assert bnfold.fold(program).check().verdict is Verdict.PASS
+
     def test_verify_runs_it_first(self) -> None:
         report = bnfold.fold(exported(convolutions())).verify(device="cpu", samples=1)
         assert report.verdict is Verdict.PASS

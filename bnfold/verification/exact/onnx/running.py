@@ -46,6 +46,8 @@ class Runner:
 
     def __init__(self, region: Region, original: OnnxModel, types: ValueTypes) -> None:
         self._region, self._model = region, original
+        held = region.cut.tensors if region.cut else []
+        self._stored = {helper.tensor_dtype_to_np_dtype(tensor.data_type) for tensor in held}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._dtypes: dict[str, np.dtype[np.generic]] = {}
         for name, value in region.entries.items():
@@ -109,7 +111,7 @@ class Runner:
             if expected.keys() != found.keys():
                 return Verdict.FAIL, end.value, "has another number of elements, or others"
             for part, array in expected.items():
-                verdict, clause = judge(array, found[part], exact=exact)
+                verdict, clause = judge(array, found[part], self._stored, exact=exact)
                 if verdict is Verdict.FAIL:
                     return verdict, end.value, clause
                 if verdict is not Verdict.PASS:

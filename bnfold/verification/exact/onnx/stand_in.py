@@ -41,7 +41,7 @@ def stand_in(model: OnnxModel, numbers: Numbers) -> OnnxModel:
     store.include(model.store)
     copy = OnnxModel(copy.proto, store)
     graph = lift(copy)
-    writer = _Writer(copy, numbers)
+    writer = _Writer(copy, numbers.for_graph(graph))
     for node in graph.nodes:
         if not isinstance(node.handle, Handle):
             continue

@@ -10,7 +10,7 @@ from torch import fx
 
 from bnfold.report.records import Verdict
 from bnfold.torch.fx.nodes import all_reads, arguments, operator_name
-from bnfold.torch.fx.tensors import to_numpy
+from bnfold.torch.fx.tensors import numpy_dtype, to_numpy
 from bnfold.verification.exact.judging import NotCutError, judge
 from bnfold.verification.exact.torch.feeding import Given, Sizes, call, multiple_for, wide
 from bnfold.verification.torch.run.devices import first_line
@@ -52,6 +52,9 @@ class Pair:
 
         self._others, self._entries = _slice(original, partners[end], outside)
         divisors = [arguments(node).get("other") for node in self._others if operator_name(node) == "div"]
+        stored = [folded.stored.get(read) for node in self.nodes for read in all_reads(node)]
+        dtypes = {numpy_dtype(tensor.dtype) for tensor in stored if isinstance(tensor, torch.Tensor)}
+        self._stored = {dtype for dtype in dtypes if dtype is not None}
         self._divisors = {node for node in divisors if isinstance(node, fx.Node)}
 
     def compare(self, sizes: Sizes, seed: int) -> tuple[Verdict, str]:
@@ -79,7 +82,7 @@ class Pair:
             raise
         except Exception as error:
             raise WrongError(f"does not run where the original does: {first_line(error)}") from error
-        return judge(to_numpy(expected), to_numpy(found))
+        return judge(to_numpy(expected), to_numpy(found), self._stored)
 
 
 def _slice(traced: Traced, end: fx.Node, outside: Callable[[fx.Node], bool]) -> tuple[list[fx.Node], list[fx.Node]]:

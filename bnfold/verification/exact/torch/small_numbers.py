@@ -47,14 +47,15 @@ class SmallNumbers:
     """
 
     def __init__(self, program: ExportedProgram, numbers: Numbers) -> None:
-        self._numbers = numbers
+        graph = lift(program)
+        self._numbers = numbers.for_graph(graph)
         self.parameters: dict[str, Array] = {}
         self.literals: dict[fx.Node, dict[str, float]] = {}
         self.epsilons: dict[fx.Node, tuple[str | None, float]] = {}
         self.rearranged: dict[str, Array] = {}
         self.results: dict[fx.Node, tuple[Scope, Array]] = {}
         self.computed: dict[tuple[str, str], Array] = {}
-        for node in lift(program).nodes:
+        for node in graph.nodes:
             if isinstance(node.handle, Handle):
                 self._visit(node, node.handle)
 
