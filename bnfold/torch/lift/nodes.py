@@ -7,7 +7,7 @@ from torch import fx
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
 from bnfold.errors import UnsupportedModelError
-from bnfold.graph import AffineNode, Gathered, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Gathered, Kind, MapNode, Node, Op, OpNode, RoundTrip, Value
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.nodes import (
     arguments,
@@ -25,9 +25,10 @@ from bnfold.torch.lift.graph_values import Values
 from bnfold.torch.lift.linear_maps import FoundMap, lift_map, map_type
 from bnfold.torch.lift.memory.aliases import Memory
 from bnfold.torch.lift.moves.node_facts import View
-from bnfold.torch.lift.moves.rows import lift_move, nonlinear, type_name
+from bnfold.torch.lift.moves.rows import Move, lift_move, nonlinear, type_name
 from bnfold.torch.lift.norms import lift_batch_norm
 from bnfold.torch.lift.provenance import Handle, Scope, handle_of
+from bnfold.torch.lift.round_trips import round_trips
 
 
 class NodeLifter:
@@ -48,6 +49,7 @@ class NodeLifter:
         self._memory = memory
         self._values = values
         self.in_bias: set[fx.Node] = set()
+        self._casts = round_trips(scope.graph, scope.constants)
 
     def classify(self, node: fx.Node, reads: list[fx.Node]) -> Node:
         """The neutral node for a node that is no constant."""
@@ -167,6 +169,9 @@ class NodeLifter:
         elif not _computes_nothing(node):
             outputs = (self._values.new(node),)
         move = lift_move(self._view(node)) if stop is None and inputs and not map_type(node) else None
+        if node in self._casts and stop is None:
+            move = Move(Op.IDENTITY, RoundTrip(), (node.all_input_nodes[0],))
+            handle = replace(handle, widened=self._casts[node])
         if move is None:
             stop = stop or nonlinear(node)
             return OpNode(name=node.name, op_type=op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)

@@ -46,6 +46,8 @@ class Handle:
         parameters: The names of the parameters and buffers that its constants are made of.
         keeps_layout: For an affine: whether its output has the strides of its input, as torch.export saw them. Where it
             has not, other strides reach what reads the output once the affine is gone, and a `view` there may fail.
+        widened: For a cast to a wider type that affines pass: what gives values that are as precise as the narrower one
+            then.
     """
 
     scope: Scope
@@ -56,6 +58,7 @@ class Handle:
     outer_modules: tuple[tuple[str, str], ...] = ()
     parameters: tuple[str, ...] = ()
     keeps_layout: bool = True
+    widened: tuple[fx.Node, ...] = ()
 
     @property
     def last(self) -> fx.Node:

@@ -67,6 +67,8 @@ def apply_program(program: ExportedProgram, plan: Plan, leftover: Leftover) -> E
         if calls:
             work.rewrite(stays, calls)
     work.rename(Renaming(plan))
+    for passed in dict.fromkeys(node for step in plan.steps for node in step.passed):
+        work.rename_widened(program_handle(passed))
     return work.finish()
 
 
@@ -205,6 +207,11 @@ class _Work:
             found = self._find(program_handle(node).scope, value)
             if found is not None:
                 self._editor.rename(self._editor.node(found), name)
+
+    def rename_widened(self, handle: Handle) -> None:
+        """Renames what is between a cast that an affine has passed and the cast back: it is as precise as before it."""
+        for node in dict.fromkeys(map(self._editor.node, handle.widened)):
+            self._editor.rename(node, self._editor.fresh_name(f"{node.name}_folded"))
 
     def finish(self) -> ExportedProgram:
         """The new program."""

@@ -16,11 +16,11 @@ from bnfold.torch.lift.constants import Constants
 from bnfold.torch.lift.moves.node_facts import Lifted, View
 from bnfold.torch.lift.moves.rearranging import REARRANGING
 from bnfold.torch.lift.moves.windows import WINDOWS
+from bnfold.torch.lift.round_trips import CASTS
 
 _BROADCASTING = frozenset({"add", "sub", "rsub", "mul", "div"})
 _SCATTERS = {"index_add": "source", "scatter_add": "src", "scatter_reduce": "src"}
 """Sums at places that an index names, and what their updates are called."""
-_CASTS = frozenset("to _to_copy type_as".split())
 _NONLINEAR = frozenset(
     "relu leaky_relu prelu relu6 hardtanh clamp clamp_min clamp_max sigmoid hardsigmoid hardswish gelu elu selu celu"
     " softplus softsign tanh mish silu erf exp softmax _softmax log_softmax sqrt".split()
@@ -71,7 +71,7 @@ def nonlinear(node: fx.Node) -> Stop | None:
 
 def type_name(node: fx.Node) -> str:
     """What an operator is called in reports; "Cast" for one that changes the element type and nothing else."""
-    return "Cast" if operator_name(node) in _CASTS else display_name(node)
+    return "Cast" if operator_name(node) in CASTS else display_name(node)
 
 
 def _broadcasting(view: View, name: str) -> Move | None:

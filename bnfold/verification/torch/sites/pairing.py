@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bnfold.torch.fx.nodes import all_reads, fake_tensor, metadata_reads
+from bnfold.torch.fx.nodes import all_reads, element_reads, fake_tensor
 from bnfold.verification.torch.run.traced import Traced
 from bnfold.verification.torch.sites.sameness import Constants, same_arguments
 
@@ -86,9 +86,9 @@ def by_name(original: Traced, folded: Traced) -> Guess:
         pairs = [*zip(reads, theirs, strict=True)]
         fixed = [(mine, yours) for mine, yours in pairs if mine not in folded.varies]
         if all(constants.equal(mine, yours) for mine, yours in fixed):
-            measured = {*metadata_reads(node)}  # whose shape is read may have any elements
+            elements = {*element_reads(node)}  # whose shape or type is read may have any
             for mine, yours in pairs:
-                if mine in computed and mine in folded.varies and mine not in measured and yours in known.values():
+                if mine in computed and mine in folded.varies and mine in elements and yours in known.values():
                     claims[mine].add(yours)
 
     def guess(node: fx.Node) -> fx.Node | None:
