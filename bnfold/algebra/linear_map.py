@@ -25,7 +25,7 @@ import numpy as np
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
-from bnfold.algebra.tensor import Tensor
+from bnfold.algebra.tensor import ArrayTensor, Tensor, rows_of
 
 PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
 """What `LinearMap.partial_kernel` says of a convolution with padding."""
@@ -126,6 +126,10 @@ class LinearMap:
         """Whether it is a matrix product, whose channels may be any axis."""
         return self.bias_is_extra or len(self.weight.shape) == 2
 
+    def channels_first(self, stored: Array) -> Array:
+        """A stored weight with its channels first."""
+        return stored.transpose(self.order) if self.order else stored
+
     def stored(self, weight: Array) -> Array:
         """A weight with its channels first as it is stored."""
         shaped = weight.reshape(self.shape)
@@ -166,6 +170,18 @@ class Folding:
         """The new weight, in the shape and dtype of the old one; each value rounded once."""
         return self._scaled(self.linear.weight.dtype)
 
+    def weight_rows(self) -> Iterator[Array]:
+        """The same in parts of any shape, each good until the next is asked for."""
+        if self.linear.order:
+            yield self.weight()
+            return
+        narrow = np.empty(0, self.linear.weight.dtype)
+        for _, exact in self._exact_rows():
+            if len(narrow) < len(exact):
+                narrow = np.empty(exact.shape, narrow.dtype)
+            round_into(narrow[: len(exact)], exact)
+            yield narrow[: len(exact)]
+
     def weight_key(self) -> tuple[object, ...]:
         """What the new weight depends on besides the old one: maps with one weight and equal keys get one again."""
         scales = (None if affine is None else affine.scale.tobytes() for affine in (self.inner, self.outer))
@@ -187,20 +203,27 @@ class Folding:
         return self._scaled(np.dtype(np.float64)).astype(np.float64, copy=False)
 
     def _scaled(self, dtype: DType) -> Array:
-        linear = self.linear
-        old = _as_rows(linear, linear.weight.read())
-        new = np.empty(old.shape, dtype)
+        new = np.empty(self.linear.shape, dtype)
+        rows = _as_rows(self.linear, new)
+        for block, exact in self._exact_rows():
+            round_into(rows[block], exact)
+        return self.linear.stored(new)
+
+    def _exact_rows(self) -> Iterator[tuple[slice, Float64Array]]:
+        """Which rows of the weight, and their new values as (rows, columns, taps), good until the next ones are."""
         row_scale, column_scale = self._scales()
-        blocks = [*_row_blocks(old)]
-        wide = np.empty(old[blocks[0]].shape) if blocks else np.empty(0)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for block in blocks:
-                exact = wide[: len(old[block])]
-                np.multiply(old[block], 1.0 if row_scale is None else row_scale[block], out=exact, dtype=np.float64)
+        wide = np.empty(0)
+        for block, old in _row_blocks(self.linear):
+            if len(wide) < len(old):
+                wide = np.empty(old.shape)
+            exact = wide[: len(old)]
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                np.copyto(exact, old)
+                if row_scale is not None:
+                    exact *= row_scale[block]
                 if column_scale is not None:
                     exact *= column_scale if len(column_scale) == 1 else column_scale[block]
-                round_into(new[block], exact)
-        return linear.stored(new)
+            yield block, exact
 
     def bias(self) -> Array | None:
         """The new bias, rounded once, or None where the map had none and needs none.
@@ -235,7 +258,7 @@ class Folding:
         """
         linear = self.linear
         if not isinstance(linear.weight, QuantisedTensor) and not self._weight_is_bounded():
-            new = _as_rows(linear, self.weight())
+            new = _as_rows(linear, linear.channels_first(self.weight()))
             by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
             by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)
             flat = by_channel.reshape(linear.out_channels, -1)
@@ -263,12 +286,16 @@ class Folding:
 
     def _weight_is_bounded(self) -> bool:
         """A cheap sufficient test that no new weight overflows: one pass over the old ones, no copy."""
-        old = _as_rows(self.linear, self.linear.weight.read())
-        if old.size == 0:
+        if prod(self.linear.shape) == 0:
             return True
         row_scale, column_scale = self._scales()
+        highest = np.empty(self.linear.shape[0], self.linear.weight.dtype)
+        lowest = np.empty_like(highest)
         with np.errstate(over="ignore", invalid="ignore"):
-            largest = np.maximum(np.abs(old.max(axis=(1, 2))), np.abs(old.min(axis=(1, 2)))).astype(np.float64)
+            for block, old in _row_blocks(self.linear):
+                by_row = old.reshape(len(old), -1)
+                highest[block], lowest[block] = by_row.max(axis=1), by_row.min(axis=1)
+            largest = np.maximum(np.abs(highest), np.abs(lowest)).astype(np.float64)
             if row_scale is not None:
                 largest = largest * np.abs(row_scale.reshape(-1))
             if column_scale is not None:
@@ -276,25 +303,29 @@ class Folding:
         return bool((largest < 0.999 * largest_finite(self.linear.weight.dtype)).all())
 
 
-def _as_rows(linear: LinearMap, stored: Array) -> Array:
-    """A weight of a map as (rows, columns, taps), where rows and columns are its two channel dimensions."""
-    rows, columns, *taps = linear.shape
-    return (stored.transpose(linear.order) if linear.order else stored).reshape(rows, columns, prod(taps))
+def _as_rows(linear: LinearMap, weight: Array) -> Array:
+    """A weight with its channels first, or some rows of it, as (rows, columns, taps)."""
+    _, columns, *taps = linear.shape
+    return weight.reshape(len(weight), columns, prod(taps))
 
 
-def _row_blocks(rows: Array) -> Iterator[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(1, prod(rows.shape[1:])))
-    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
+def _row_blocks(linear: LinearMap) -> Iterator[tuple[slice, Array]]:
+    """Which rows of the weight, and their values as (rows, columns, taps), good until the next are asked for."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, prod(linear.shape[1:])))
+    weight = ArrayTensor(linear.channels_first(linear.weight.read())) if linear.order else linear.weight
+    start = 0
+    for rows in rows_of(weight, step):
+        yield slice(start, start + len(rows)), _as_rows(linear, rows)
+        start += len(rows)
 
 
 def _kernel_sums(linear: LinearMap, shift: Float64Array) -> Float64Array:
     """Σ W · shift over input channels and taps, shape (out,)."""
-    weight = _as_rows(linear, linear.weight.read())
-    rows, columns, _ = weight.shape
+    rows, columns = linear.shape[:2]
     group_of_row = np.arange(rows) // max(1, rows // linear.groups)
     sums = np.zeros((rows, 1) if linear.out_first else (linear.groups, columns))
-    for block in _row_blocks(weight):
-        taps = weight[block].sum(axis=2, dtype=np.float64)
+    for block, weight in _row_blocks(linear):
+        taps = weight.sum(axis=2, dtype=np.float64)
         if linear.out_first:
             by_row = shift.reshape(linear.groups, columns)[group_of_row[block]]
             sums[block, 0] = (taps * by_row).sum(axis=1)

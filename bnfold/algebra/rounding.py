@@ -40,7 +40,8 @@ def round_into(target: Array, exact: Float64Array) -> None:
     """Rounds float64 values into an array of a storage dtype, as `round_once` does."""
     if target.dtype == BFLOAT16:
         target[...] = round_once(exact, target.dtype)
-    else:
+        return
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         np.copyto(target, exact, casting="same_kind")
 
 

@@ -1,5 +1,6 @@
 """Constants that maps are made of, read when they are needed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,24 @@ class Tensor(Protocol):
 
     def read(self) -> Array:
         """The values."""
+
+
+class RowwiseTensor:
+    """What a `Tensor` is besides that can be read a few rows at a time, so that memory need not hold all of it."""
+
+    __slots__ = ()
+
+    def read_rows(self, count: int) -> Iterator[Array]:
+        """The values, so many entries of the first axis at a time; each array is good until the next is asked for."""
+        raise NotImplementedError
+
+
+def rows_of(tensor: Tensor, count: int) -> Iterator[Array]:
+    """Reads a constant of at least one axis in rows; see `RowwiseTensor.read_rows`."""
+    if isinstance(tensor, RowwiseTensor):
+        return tensor.read_rows(count)
+    array = tensor.read()
+    return (array[start : start + count] for start in range(0, len(array), count))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

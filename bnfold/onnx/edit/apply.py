@@ -150,7 +150,8 @@ class _Editor:
             self.add_constants(scope, tensors)
         else:
             data_type = helper.np_dtype_to_tensor_dtype(folding.linear.weight.dtype)
-            weight = self._model.store.defer(name, folding.linear.weight.shape, data_type, folding.weight)
+            shape = folding.linear.weight.shape
+            weight = self._model.store.defer(name, shape, data_type, folding.weight, folding.weight_rows)
             self.add_constants(scope, [weight])
         self._replace_input(scope, proto, position, name)
 

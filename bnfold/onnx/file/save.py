@@ -5,9 +5,7 @@ Tensors that did not change are copied from file to file; deferred ones are comp
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from bnfold.errors import BnfoldError, OutputError
 from bnfold.onnx.file import skeleton, wire
 from bnfold.onnx.file.data_files import DIGEST_LENGTH, data_files, data_name, file_at, is_taken, remove_spent
 from bnfold.onnx.file.load import OnnxModel, read_skeleton
-from bnfold.onnx.file.output import Output
+from bnfold.onnx.file.output import write_pieces
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore
 from bnfold.system.locking import locked
 from bnfold.system.source_file import SourceFile, reason_of
@@ -32,7 +30,6 @@ from bnfold.system.staging import (
     take_attributes,
 )
 
-_PIECES_AHEAD = 3  # between two tensors lies a run of other bytes, so one or two tensors wait in memory
 _SMALL_NBYTES = 1 << 14
 _JOINED_NBYTES = 1 << 20
 _PAGE_NBYTES = 4096  # large tensors start on a page, so that a runtime can map them
@@ -168,8 +165,7 @@ def _write(model: OnnxModel, target: Path, place: Path) -> dict[Path, int]:
     """
     file = model.unchanged_file
     if file:
-        with Output(target) as output:
-            output.copy(FileRange(file, 0, file.size))
+        write_pieces(target, [(0, FileRange(file, 0, file.size))], file.size, lambda _: ())
         return {target: file.size}
     serialized = model.proto.SerializeToString()
     pieces = skeleton.put_back(serialized, model.store)
@@ -187,22 +183,20 @@ def _write(model: OnnxModel, target: Path, place: Path) -> dict[Path, int]:
         data = _write_data(layout, serialized, model.store, target, place)
         sizes[data] = layout.size
         pieces = skeleton.put_back(serialized, model.store, _Layout(data.name).place)
-    with Output(target) as output:
-        for piece, content in _computed_ahead(_joined(pieces, serialized, model.store), serialized, model.store):
-            output.write(piece, content)
+    placed = _placed(_joined(pieces, serialized, model.store))
+    write_pieces(target, placed, sizes[target], lambda piece: skeleton.piece_parts(piece, serialized, model.store))
     return sizes
 
 
 def _write_data(layout: "_Layout", serialized: bytes, store: TensorStore, target: Path, place: Path) -> Path:
     """Write the data file beside a model, and call it by its content; see `data_files`."""
     unnamed = target.with_name("data")
-    blobs = [blob for _, blob in layout.blobs]
+    digests = write_pieces(
+        unnamed, layout.blobs, layout.size, lambda piece: skeleton.piece_parts(piece, serialized, store)
+    )
     told = hashlib.sha256()
-    with Output(unnamed) as output:
-        for (offset, blob), (_, content) in zip(layout.blobs, _computed_ahead(blobs, serialized, store), strict=True):
-            output.seek(offset)
-            output.write(blob, content)
-            told.update(b"%d %d %b" % (offset, blob.length, output.digest(blob, content)))
+    for (offset, blob), digest in zip(layout.blobs, digests, strict=True):
+        told.update(b"%d %d %b" % (offset, blob.length, digest))
     name = data_name(target.name, told.hexdigest())
     if is_taken(place / name, unnamed):
         with unnamed.open("rb") as data:
@@ -210,24 +204,12 @@ def _write_data(layout: "_Layout", serialized: bytes, store: TensorStore, target
     return unnamed.rename(target.with_name(name))
 
 
-def _computed_ahead(
-    pieces: Iterable[wire.Piece], serialized: bytes, store: TensorStore
-) -> Iterator[tuple[wire.Piece, bytes | memoryview]]:
-    """Each piece of a rope with its bytes, which are computed while those before it are written.
-
-    The bytes of a piece that is copied from a file are empty.
-    """
-    pending: deque[tuple[wire.Piece, Future[bytes | memoryview] | None]] = deque()
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        for piece in pieces:
-            copied = isinstance(piece, FileRange)
-            future = None if copied else worker.submit(skeleton.piece_bytes, piece, serialized, store)
-            pending.append((piece, future))
-            if len(pending) > _PIECES_AHEAD:
-                ready, content = pending.popleft()
-                yield ready, b"" if content is None else content.result()
-        for ready, content in pending:
-            yield ready, b"" if content is None else content.result()
+def _placed(pieces: Iterable[wire.Piece]) -> Iterator[tuple[int, wire.Piece]]:
+    """The pieces of a rope with their places."""
+    offset = 0
+    for piece in pieces:
+        yield offset, piece
+        offset += wire.length_of([piece])
 
 
 def _joined(pieces: Iterable[wire.Piece], serialized: bytes, store: TensorStore) -> Iterator[wire.Piece]:
@@ -235,7 +217,7 @@ def _joined(pieces: Iterable[wire.Piece], serialized: bytes, store: TensorStore)
     small: list[bytes | memoryview] = []
     nbytes = 0
     for piece in pieces:
-        length = len(piece) if isinstance(piece, bytes) else piece.length
+        length = wire.length_of([piece])
         is_small = length <= _SMALL_NBYTES and not isinstance(piece, FileRange)
         if is_small:
             small.append(skeleton.piece_bytes(piece, serialized, store))

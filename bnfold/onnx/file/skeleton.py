@@ -1,7 +1,7 @@
 """Ropes over a serialized skeleton: references taken out of a model, and put back in."""
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import onnx
 
@@ -148,6 +148,11 @@ def piece_bytes(piece: wire.Piece, skeleton: bytes, store: TensorStore) -> bytes
     if isinstance(piece, Blob):
         return store.content(piece)
     raise TypeError(f"{type(piece).__name__} is no payload of a TensorStore")
+
+
+def piece_parts(piece: wire.Piece, skeleton: bytes, store: TensorStore) -> Iterator[bytes | memoryview]:
+    """The same bytes in parts, of which each is good until the next is asked for."""
+    return store.parts(piece) if isinstance(piece, Blob) else iter([piece_bytes(piece, skeleton, store)])
 
 
 def _edited(

@@ -8,7 +8,7 @@ The key is drawn anew for each store, so that no file can contain one. onnx take
 import math
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -63,6 +63,7 @@ class Deferred:
     data_type: int
     length: int
     compute: Callable[[], np.ndarray]
+    compute_parts: Callable[[], Iterator[np.ndarray]] | None = None
     external: bool = False
     explicit_location: bool = False
 
@@ -100,6 +101,26 @@ class TensorStore:
         except (ValueError, TypeError, KeyError) as error:
             raise ModelLoadError(f"The tensor {tensor.name!r} cannot be read: {error}.") from error
 
+    def rows(self, tensor: onnx.TensorProto, count: int) -> Iterator[np.ndarray]:
+        """The values, so many entries of the first axis at a time; each array is good until the next is asked for.
+
+        Raises:
+            ModelLoadError: See `array`.
+        """
+        blob, dtype = self.find(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if not isinstance(blob, FileRange) or not _is_plain(tensor.data_type, dtype):
+            array = self.array(tensor)
+            yield from (array[start : start + count] for start in range(0, len(array), count))
+            return
+        require_nbytes(tensor, blob.length, "The model")
+        rows, *others = tensor.dims
+        values = np.empty((min(count, rows), *others), dtype)
+        with blob.file.open() as opened:
+            for start in range(0, rows, count):
+                some = values[: rows - start]
+                opened.read_into(blob.offset + values[:1].nbytes * start, _bytes_of(some))
+                yield some
+
     def nbytes(self, tensor: onnx.TensorProto) -> int:
         """The number of bytes that the values of a tensor take in a file.
 
@@ -112,7 +133,12 @@ class TensorStore:
         return expected_nbytes(tensor)
 
     def defer(
-        self, name: str, dims: Sequence[int], onnx_data_type: int, compute: Callable[[], np.ndarray]
+        self,
+        name: str,
+        dims: Sequence[int],
+        onnx_data_type: int,
+        compute: Callable[[], np.ndarray],
+        compute_parts: Callable[[], Iterator[np.ndarray]] | None = None,
     ) -> onnx.TensorProto:
         """A tensor whose values are computed when it is written, or when `array` asks for them.
 
@@ -121,9 +147,12 @@ class TensorStore:
             dims: Its shape; empty for a scalar.
             onnx_data_type: A TensorProto.DataType.
             compute: Returns the values, in exactly this shape and dtype, each time it is called.
+            compute_parts: The same values in this dtype, in their order and in parts of any shape, of which each is
+                good until the next is asked for: what is written need not be in memory as a whole.
         """
         tensor = onnx.TensorProto(name=name, dims=dims, data_type=onnx_data_type)
-        self.refer(tensor, Deferred(name, tuple(dims), onnx_data_type, expected_nbytes(tensor), compute))
+        nbytes = expected_nbytes(tensor)
+        self.refer(tensor, Deferred(name, tuple(dims), onnx_data_type, nbytes, compute, compute_parts))
         return tensor
 
     @staticmethod
@@ -181,6 +210,25 @@ class TensorStore:
         if len(blob.tensor.raw_data) != blob.length:
             raise ModelLoadError(f"The tensor {blob.tensor.name!r} was changed while it was in use.")
         return blob.tensor.raw_data
+
+    def parts(self, blob: Blob) -> Iterator[bytes | memoryview]:
+        """The same bytes in their order, in parts of which each is good until the next is asked for.
+
+        Raises:
+            ModelLoadError: See `content`.
+        """
+        if not isinstance(blob, Deferred) or blob.compute_parts is None:
+            yield self.content(blob)
+            return
+        nbytes = 0
+        for array in blob.compute_parts():
+            part = _encoded(array, blob.data_type)
+            nbytes += len(part)
+            yield part
+        if nbytes != blob.length:
+            raise BnfoldError(
+                f"The tensor {blob.name!r} was announced as {blob.length} bytes and computed as {nbytes}."
+            )
 
 
 def expected_nbytes(tensor: onnx.TensorProto, where: str = "The model") -> int:
@@ -252,9 +300,14 @@ def _decoded(data: np.ndarray, tensor: onnx.TensorProto) -> np.ndarray:
 
 def _encoded(array: np.ndarray, data_type: int) -> bytes | memoryview:
     if _is_plain(data_type, array.dtype):
-        return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return _bytes_of(np.ascontiguousarray(array))
     raw: bytes = onnx.numpy_helper.from_array(array).raw_data
     return raw
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The memory of an array in C order."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 def _computed(deferred: Deferred) -> np.ndarray:

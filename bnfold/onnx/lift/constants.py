@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from bnfold.algebra.rounding import Array, DType
+from bnfold.algebra.tensor import ArrayTensor, RowwiseTensor, rows_of
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
@@ -36,7 +37,7 @@ _EVALUATION_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError,
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Constant:
+class Constant(RowwiseTensor):
     """A constant of a graph; a `bnfold.algebra.tensor.Tensor`.
 
     Attributes:
@@ -51,10 +52,17 @@ class Constant:
     _read: Callable[[], Array]
     overridable: bool = False
     cost_nbytes: int = 0
+    _read_rows: Callable[[int], Iterator[Array]] | None = None
 
     def read(self) -> Array:
         """The values."""
         return self._read()
+
+    def read_rows(self, count: int) -> Iterator[Array]:
+        """See `bnfold.algebra.tensor.RowwiseTensor`."""
+        if self._read_rows is not None:
+            return self._read_rows(count)
+        return rows_of(ArrayTensor(self.read()), count)
 
     @property
     def nbytes(self) -> int:
@@ -192,7 +200,14 @@ class Constants:
         dtype = numpy_dtype(tensor.data_type)
         if dtype is None:
             return None
-        return Constant(tuple(tensor.dims), dtype, lambda: self.model.array(tensor), overridable)
+        model = self.model
+        return Constant(
+            tuple(tensor.dims),
+            dtype,
+            lambda: model.array(tensor),
+            overridable,
+            _read_rows=lambda count: model.store.rows(tensor, count),
+        )
 
     def _from_constant(self, node: onnx.NodeProto) -> Constant | None:
         for given in node.attribute:

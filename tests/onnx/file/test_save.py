@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,33 @@ def test_an_edited_model_is_written_as_onnx_would(source: Path, out: Path) -> No
     save(model, out / "m.onnx")
     assert (out / "m.onnx").read_bytes() == expected.SerializeToString()
     assert os.listdir(out) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("failing", [None, 0, 1])
+def test_two_threads_write_a_large_file(failing: int | None, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "_WORTH_A_THREAD_NBYTES", 0)
+    both = threading.Barrier(2, timeout=60)
+    arrays = [weights(90, 90, seed=seed) for seed in range(6)]
+    model = from_proto(oh.make_model(oh.make_graph([], "g", [], [])))
+
+    def compute(index: int) -> np.ndarray:
+        if index < 2:
+            both.wait()  # each of the threads computes one of these
+        if index == failing:
+            raise ZeroDivisionError
+        return arrays[index]
+
+    for index in range(6):
+        tensor = model.store.defer(f"w{index}", [90, 90], 1, lambda index=index: compute(index))
+        model.proto.graph.initializer.append(tensor)
+    if failing is None:
+        save(model, out / "m.onnx")
+        written = onnx.load(out / "m.onnx").graph.initializer
+        assert all(map(np.array_equal, map(onh.to_array, written), arrays))
+    else:
+        with pytest.raises(ZeroDivisionError):
+            save(model, out / "m.onnx")
+        assert snapshot(out) == {}
 
 
 def test_every_backend_model_is_written_as_onnx_would(out: Path) -> None:

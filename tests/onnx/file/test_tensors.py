@@ -62,14 +62,17 @@ def test_values_of_every_type(data_type: int, dims: tuple[int, ...], tmp_path) -
         assert not reference.HasField("raw_data")
         assert model.store.nbytes(reference) == len(tensor.raw_data)
         assert same(model.array(reference), expected)
+        assert same(np.concatenate([rows.copy() for rows in model.store.rows(reference, 1000)]), expected)
 
 
+@pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("data_type", RAW_TYPES, ids=T.DataType.Name)
-def test_deferred_values_of_every_type(data_type: int, tmp_path) -> None:
+def test_deferred_values_of_every_type(data_type: int, in_parts: bool, tmp_path) -> None:
     tensor = random_tensor(data_type, (37, 11))
     values = onh.to_array(tensor)
     store = TensorStore()
-    deferred = store.defer("w", (37, 11), data_type, lambda: values)
+    parts = (lambda: iter([values[:24], values[24:]])) if in_parts else None
+    deferred = store.defer("w", (37, 11), data_type, lambda: values, parts)
     assert same(store.array(deferred), values)
     save(OnnxModel(model_of(deferred), store), tmp_path / "m.onnx")
     assert onnx.load(tmp_path / "m.onnx").graph.initializer[0] == tensor
