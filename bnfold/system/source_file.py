@@ -20,7 +20,7 @@ class SourceFile:
 
     path: Path
     size: int
-    _identity: tuple[int, int, int]
+    _identity: tuple[int, ...]
 
     @staticmethod
     def at(path: Path) -> "SourceFile":
@@ -51,15 +51,21 @@ class SourceFile:
             handle = self.path.open("rb", buffering=0)
         except OSError as error:
             raise ModelLoadError(f"{self.path} cannot be read: {reason_of(error)}.") from error
-        status = os.fstat(handle.fileno())
-        if _identity(status) != self._identity or status.st_size != self.size:
-            handle.close()
-            raise ModelLoadError(f"{self.path} has changed since it was loaded.", hint="Load the model again.")
-        return OpenedFile(self, handle)
+        opened = OpenedFile(self, handle)
+        try:
+            opened.require_unchanged()
+        except ModelLoadError:
+            opened.close()
+            raise
+        return opened
+
+    def is_at(self, descriptor: int) -> bool:
+        """Whether an open file is the one that was looked at, and nobody has written to it since."""
+        return _identity(os.fstat(descriptor)) == self._identity
 
 
 class OpenedFile:
-    """A source file open for reading; a context manager, and a `wire.Source`."""
+    """A source file open for reading; a `wire.Source`, and a context manager that wants it unchanged at its end."""
 
     def __init__(self, file: SourceFile, handle: FileIO) -> None:
         self._file = file
@@ -114,6 +120,15 @@ class OpenedFile:
     def _too_short(self, offset: int) -> ModelLoadError:
         return ModelLoadError(f"{self._file.path} ends at byte {offset}, too early.")
 
+    def require_unchanged(self) -> None:
+        """Require that nobody has written to it since it was first looked at.
+
+        Raises:
+            ModelLoadError: Somebody has.
+        """
+        if not self._file.is_at(self._handle.fileno()):
+            raise ModelLoadError(f"{self._file.path} has changed since it was loaded.", hint="Load the model again.")
+
     def close(self) -> None:
         """Close it."""
         self._handle.close()
@@ -121,8 +136,12 @@ class OpenedFile:
     def __enter__(self) -> "OpenedFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.require_unchanged()
+        finally:
+            self.close()
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -130,8 +149,9 @@ def reason_of(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is another one or was written to; its time of change no program can set back."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _neighbour(path: Path) -> str:

@@ -110,11 +110,14 @@ class Output:
     def _opened(self, file: SourceFile) -> OpenedFile:
         """A handle on a source; only the latest is kept, for a model may have thousands of data files."""
         if self._source is None or self._source[0] != file:
-            if self._source:
-                self._source[1].close()
-            self._source = None
+            self._let_go(None)
             self._source = (file, file.open())
         return self._source[1]
+
+    def _let_go(self, kind: type[BaseException] | None) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source[1].__exit__(kind)
 
     def __enter__(self) -> "Output":
         return self
@@ -123,8 +126,7 @@ class Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._source:
-            self._source[1].close()
+        self._let_go(kind)
 
 
 def _kernel_copy(source: OpenedFile, target: IO[bytes], offset: int, length: int) -> int:

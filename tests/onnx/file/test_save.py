@@ -20,6 +20,7 @@ from bnfold.onnx.file import output as output_module
 from bnfold.onnx.file import save as save_module
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
 from bnfold.onnx.file.save import Staged, save, stage
+from bnfold.onnx.file.tensors import FileRange
 from bnfold.onnx.lift.check import check
 
 BACKEND_DATA = Path(onnx.backend.test.__file__).parent / "data"
@@ -175,6 +176,34 @@ def test_a_source_that_changed_is_not_copied(source: Path, out: Path) -> None:
     model = load(source)
     source.write_bytes(source.read_bytes() + b"\x12\x01x")
     with pytest.raises(ModelLoadError, match="has changed"):
+        save(model, out / "m.onnx")
+    assert snapshot(out) == {}
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("fixture", ["source", "external_source"])
+def test_a_source_that_is_rewritten_meanwhile_is_noticed(
+    fixture: str, is_open: bool, out: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place, with its times set back, before it is read once more or in the middle of that."""
+    source = request.getfixturevalue(fixture)
+    model = edited(source)[0]
+    read = source.with_name("m.onnx.data") if model.has_external_data else source
+    copy = output_module.Output._copy
+
+    def rewritten(output: output_module.Output, run: FileRange) -> None:
+        if is_open:
+            copy(output, run)
+        before = read.stat()
+        data = read.read_bytes()
+        with read.open("r+b") as file:
+            file.write(data[:-8] + bytes(8))
+        os.utime(read, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if not is_open:
+            copy(output, run)
+
+    monkeypatch.setattr(output_module.Output, "_copy", rewritten)
+    with pytest.raises(ModelLoadError, match="has changed since it was loaded"):
         save(model, out / "m.onnx")
     assert snapshot(out) == {}
 
