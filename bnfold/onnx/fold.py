@@ -12,7 +12,8 @@ from bnfold.onnx.edit.repair import repair as mend
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.lift.functions import inline_weight_arguments
-from bnfold.onnx.lift.lift import lift, scopes_of
+from bnfold.onnx.lift.lift import lift
+from bnfold.onnx.lift.scopes import scopes_of
 from bnfold.onnx.lift.shapes.as_run import misreads_ranks
 from bnfold.onnx.proto.names import count_ops
 from bnfold.onnx.proto.walk import count_parameters

@@ -18,10 +18,10 @@ from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.edit.leftover import leftover_nodes
 from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.lift import Handle, Scope
 from bnfold.onnx.lift.nodes import OLDEST_OPSET, bias_position
 from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
 from bnfold.onnx.lift.precision.quantised import dequantised_by
+from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.proto.names import (
     FreshNames,
     GraphLike,

@@ -15,7 +15,7 @@ from bnfold.algebra.rounding import Array
 from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.constants import EXPRESSIONS
-from bnfold.onnx.lift.lift import Scope
+from bnfold.onnx.lift.scopes import Scope
 from bnfold.onnx.proto.constants import spell_out
 from bnfold.onnx.proto.names import defined_names, is_standard, nested, rename_reads, subgraphs
 from bnfold.onnx.proto.order import execution_order

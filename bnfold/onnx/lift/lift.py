@@ -5,7 +5,7 @@ crosses from one into another is seen from outside and so never changes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import onnx
 
@@ -28,7 +28,9 @@ from bnfold.onnx.lift.nodes import (
 from bnfold.onnx.lift.precision.block_products import is_block_product
 from bnfold.onnx.lift.precision.quantised import integer_map_stop
 from bnfold.onnx.lift.precision.round_trips import round_trips
+from bnfold.onnx.lift.readers import readers_of
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
+from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.lift.shapes.inference import functions_with_shapes, with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
 from bnfold.onnx.proto.names import (
@@ -37,7 +39,6 @@ from bnfold.onnx.proto.names import (
     is_standard,
     label,
     opset_version,
-    reads_from_outside,
     string_attribute,
     subgraphs,
 )
@@ -55,57 +56,6 @@ _READS_TYPE_ONLY = frozenset(
     }
 )
 """Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scope:
-    """One graph or function of the model.
-
-    Attributes:
-        graph: The proto, inside the model that was lifted.
-        constants: What is constant in it.
-        opset: The version of the default domain.
-        root: The main graph or function that it is nested in, or itself.
-        depth: How many graphs are around it.
-        prefix: What the names of its nodes begin with in reports.
-    """
-
-    graph: GraphLike
-    constants: Constants
-    opset: int
-    root: GraphLike
-    depth: int
-    prefix: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Handle:
-    """Where a node of the neutral graph is in the model.
-
-    Attributes:
-        scope: Its graph.
-        index: Its position among the nodes of that graph.
-        bias_index: For a MatMul with its Add: the position of the Add.
-        chain: For a spelled-out affine of several nodes: the positions of those behind the first.
-        widened: For a cast to a wider type that affines pass: the values that are as precise as the narrower one then.
-    """
-
-    scope: Scope
-    index: int
-    bias_index: int | None = None
-    chain: tuple[int, ...] = ()
-    widened: tuple[str, ...] = ()
-
-    @property
-    def node(self) -> onnx.NodeProto:
-        """The node."""
-        node: onnx.NodeProto = self.scope.graph.node[self.index]
-        return node
-
-    @property
-    def bias_node(self) -> onnx.NodeProto | None:
-        """The Add that carries the bias of a MatMul."""
-        return None if self.bias_index is None else self.scope.graph.node[self.bias_index]
 
 
 def lift(model: OnnxModel) -> Graph:
@@ -138,11 +88,6 @@ def lift(model: OnnxModel) -> Graph:
     return graph
 
 
-def scopes_of(graph: Graph) -> list[Scope]:
-    """The graphs and functions that nodes of a lifted graph are in."""
-    return [*dict.fromkeys(node.handle.scope for node in graph.nodes if isinstance(node.handle, Handle))]
-
-
 class _Lifter:
     """Lifts one scope, and those inside it, into a graph."""
 
@@ -153,7 +98,7 @@ class _Lifter:
         self._values: dict[str, Value] = {}
         self._types: ValueTypes = {}
         self._own = frozenset(defined_names(scope.graph))
-        self._readers = _readers(scope.graph)
+        self._readers = readers_of(scope.graph)
         self._lifted_from: dict[int, Node] = {}
 
     def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
@@ -474,14 +419,6 @@ def _size(value: Value, axis: int) -> int | str | None:
     return None if value.shape is None or len(value.shape) < -axis else value.shape[axis]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Readers:
-    """Who reads what in one graph: positions of nodes, None for a node of a nested graph, and the graph's outputs."""
-
-    of: dict[str, list[int | None]]
-    outputs: frozenset[str]
-
-
 def _learn_size(value: Value, axis: int, size: int) -> None:
     """Notes the size of an axis (negative) that shape inference does not know, but the weights beside it prove."""
     if value.shape is None or len(value.shape) < -axis or isinstance(value.shape[axis], int):
@@ -489,18 +426,6 @@ def _learn_size(value: Value, axis: int, size: int) -> None:
     shape = [*value.shape]
     shape[axis] = size
     value.shape = tuple(shape)
-
-
-def _readers(graph: GraphLike) -> _Readers:
-    of: dict[str, list[int | None]] = {}
-    for index, node in enumerate(graph.node):
-        for name in node.input:
-            of.setdefault(name, []).append(index)
-        for _, inner in subgraphs(node):
-            for name in reads_from_outside(inner):
-                of.setdefault(name, []).append(None)
-    outputs = graph.output if isinstance(graph, onnx.FunctionProto) else [value.name for value in graph.output]
-    return _Readers(of, frozenset(outputs))
 
 
 def _make_names_unique(graph: Graph) -> None:

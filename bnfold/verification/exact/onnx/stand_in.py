@@ -20,9 +20,10 @@ from bnfold.graph import AffineNode, MapNode, Op, OpNode
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.onnx.lift.affines import is_scaler
-from bnfold.onnx.lift.lift import Handle, Scope, lift
+from bnfold.onnx.lift.lift import lift
 from bnfold.onnx.lift.nodes import bias_position
 from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
+from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
