@@ -269,6 +269,13 @@ class EpsilonElsewhere(nn.Module):
         return self.inner(x) / (1 + self.inner.norm.eps)
 
 
+class EpsilonInConstant(EpsilonElsewhere):
+    """It is read by code that computes with parameters alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.inner.first.bias.reshape(4, 1, 1) / (0.5 + self.inner.norm.eps)
+
+
 class OwnForward(nn.BatchNorm2d):
     """A batch norm that hands another epsilon on."""
 
@@ -304,7 +311,14 @@ class WithConstant(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("make", "times"), [(EpsilonElsewhere, 3), (with_own_forward, 1), (with_parametrization, 2), (WithConstant, 2)]
+    ("make", "times"),
+    [
+        (EpsilonElsewhere, 3),
+        (EpsilonInConstant, 3),
+        (with_own_forward, 1),
+        (with_parametrization, 2),
+        (WithConstant, 2),
+    ],
 )
 def test_a_stand_in_is_run_where_more_than_tensors_and_epsilons_differ(make, times, monkeypatch):
     assert exports(make().eval(), [], monkeypatch) == times

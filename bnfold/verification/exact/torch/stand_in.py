@@ -49,6 +49,8 @@ def stand_in_program(program: ExportedProgram, numbers: Numbers) -> ExportedProg
 def stand_in_findings(findings: Findings, small: SmallNumbers, copied: nn.Module) -> Findings | None:
     """What would be found out of a stand-in, if code reads nothing of it but tensors and a batch norm its epsilon.
 
+    If code reads more, the two sides of a region get different numbers, and seem to differ.
+
     Args:
         findings: What was found out of the module.
         small: What the stand-in has.

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from bnfold.errors import BnfoldError
 from bnfold.graph import AffineNode, Graph
@@ -61,26 +60,8 @@ def by_known_plan(original: Traced, folded: Traced, plan: Plan) -> Guess:
     Raises:
         NotPairedError: The two differ by something else than what the plan takes away.
     """
-    return _guess(original, plan, _aligned_by(plan, original, folded))
-
-
-def has_other_numbers(original: Traced, folded: Traced, plan: Plan) -> bool:
-    """Whether what is left of a module calls something with another number than the original does.
-
-    Raises:
-        NotPairedError: The two differ by something else than what the plan takes away.
-    """
-    return any(_numbers(mine) != _numbers(yours) for mine, yours in _aligned_by(plan, original, folded).items())
-
-
-def _numbers(call: fx.Node) -> list[str]:
-    given = pytree.tree_leaves((call.args, call.kwargs))
-    return [repr(argument) for argument in given if isinstance(argument, float)]
-
-
-def _aligned_by(plan: Plan, original: Traced, folded: Traced) -> Mapping[fx.Node, fx.Node]:
     gone = {part.name for step in plan.steps for part in _parts(step.source)}
-    return _align(original, folded, {node for node in original.nodes if node.name in gone})
+    return _guess(original, plan, _align(original, folded, {node for node in original.nodes if node.name in gone}))
 
 
 def _guess(original: Traced, plan: Plan, aligned: Mapping[fx.Node, fx.Node]) -> Guess:
