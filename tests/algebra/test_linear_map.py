@@ -10,7 +10,7 @@ and then it is one of the two values beside that tie. A bias is a sum, and its f
 the *magnitudes* of its terms: cancellation is where it can be off, by exactly that much and no more.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import isfinite, prod
@@ -36,15 +36,6 @@ TRANSPOSED = {
 DTYPES = [FLOAT16, BFLOAT16, FLOAT32, FLOAT64]
 QUICK = settings(deadline=None, derandomize=True)
 Function = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These convolutions are so small that threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)

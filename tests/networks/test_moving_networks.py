@@ -1,13 +1,11 @@
 """Blocks of published networks whose BNs have to travel, by both exporters, with a fixed and with an open batch."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import oracle
-import oracle_ops
 import pytest
 from exporters import Exporter, export
 from moving_networks import NETWORKS, MovingNetwork
@@ -16,12 +14,6 @@ import bnfold
 
 EXACT = 1e-10
 TO_NOTHING = ("mixnet", "nextvit", "visformer", "gate", "shufflenet", "efficientvit")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with oracle_ops.one_thread():
-        yield
 
 
 def exported(network: MovingNetwork, exporter: Exporter, folder: Path, *, dynamic_batch: bool) -> onnx.ModelProto:

@@ -1,11 +1,9 @@
 """Random models from all rows of the rule table: a fold changes no output and no value that keeps its name."""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
-import oracle_ops
 import pytest
 import random_rejoined
 from hypothesis import HealthCheck, given, settings
@@ -25,12 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:onnx.reference")
 
 SEEDS = st.integers(0, 2**32 - 1)
 RANDOM = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with oracle_ops.one_thread():
-        yield
 
 
 def assert_fold_is_right(model: onnx.ModelProto, *, exactly: bool = True) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import oracle
-import oracle_ops
 import pytest
 import torch
 import zoo
@@ -116,12 +115,6 @@ CASES = [
     for variant in Variant
     if variant not in model.failures
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with oracle_ops.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

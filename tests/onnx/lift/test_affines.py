@@ -1,10 +1,8 @@
 """Affines spelled out as Mul, Add, Sub and Div: what goes into weights, and what stays as it is."""
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
-import oracle_ops
 import pytest
 from onnx_fold import batch_norm, fold, parse, random, run_unoptimised
 
@@ -19,12 +17,6 @@ STEPS = {
     "Sub, constant first": "{y} = Sub ({c}, {x})",
     "Div": "{y} = Div ({x}, {c})",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with oracle_ops.one_thread():
-        yield
 
 
 def chain(steps: tuple[str, ...]) -> str:

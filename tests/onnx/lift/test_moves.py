@@ -5,24 +5,15 @@ guard's wrong answer is what a tool computes that folds the BN into the map as i
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import oracle_ops
 import pytest
 from onnx import numpy_helper
 from onnx_fold import add_initializers, check_values, fold, parse, random, random_feeds, scale_and_shift
 
 from bnfold.planning.plan import Direction
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    with oracle_ops.one_thread():
-        yield
-
 
 BATCHES = ("2", "N")
 INTEGERS = {

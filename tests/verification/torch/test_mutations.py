@@ -12,15 +12,6 @@ from bnfold.report import Verdict
 from bnfold.verification.judging.sites import SITE_LIMIT
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small networks wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cache
 def original(name, dtype="float32"):
     return networks.network(name, networks.DTYPES[dtype])

@@ -20,15 +20,6 @@ from bnfold.verification.torch.run import devices
 from bnfold.verification.torch.run.flatten import flatten
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small networks wait for each other's threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def cpu(original, folded, **options):
     return bnfold.verify(original, folded, **{"device": "cpu", "samples": 2, **options})
 
