@@ -32,8 +32,9 @@ def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
         for tensor in graph.initializer:
             types[tensor.name] = (tuple(tensor.dims), _dtype_name(tensor.data_type))
     for value in declared:
-        if value.type.HasField("tensor_type"):
-            tensor_type = value.type.tensor_type
+        type_ = value.type
+        if type_.HasField("tensor_type"):
+            tensor_type = type_.tensor_type
             types[value.name] = shape_of(tensor_type), _dtype_name(tensor_type.elem_type)
     return types
 
@@ -45,8 +46,14 @@ def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:
     """
     if not tensor_type.HasField("shape"):
         return None
-    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim)
-    return tuple(None if isinstance(size, int) and size < 0 else size for size in sizes)
+    return tuple([_size(dim) for dim in tensor_type.shape.dim])
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    size: int = dim.dim_value
+    if size > 0:
+        return size
+    return 0 if size == 0 and dim.HasField("dim_value") else dim.dim_param or None
 
 
 def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:

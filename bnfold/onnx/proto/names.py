@@ -10,6 +10,8 @@ GraphLike = onnx.GraphProto | onnx.FunctionProto
 DEFAULT_DOMAINS = ("", "ai.onnx")
 """Both spellings of the domain of the standard operators."""
 
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS  # looked up once: every node is asked often
+
 
 def label(node: onnx.NodeProto) -> str:
     """What a report calls a node: its name, or its operator and first output where it has none."""
@@ -64,9 +66,10 @@ def ints_attribute(node: onnx.NodeProto, name: str) -> tuple[int, ...]:
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
     """The graphs in the attributes of a node (the branches of If, the bodies of Loop and Scan), with their names."""
     for given in node.attribute:
-        if given.type == onnx.AttributeProto.GRAPH:
+        kind = given.type
+        if kind == _GRAPH:
             yield given.name, given.g
-        elif given.type == onnx.AttributeProto.GRAPHS:
+        elif kind == _GRAPHS:
             for index, graph in enumerate(given.graphs):
                 yield f"{given.name}_{index}", graph
 
