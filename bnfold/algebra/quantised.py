@@ -5,8 +5,10 @@ each index of one axis, or for blocks along one axis. Scaled by s it is
 
     s · d · (q − z)  =  d' · (q' − z)        d' = |s| · d        q' = sign(s) · (q − z) + z
 
-where d' is rounded once and nothing is quantised anew. Where s = 0, q' = z. What cannot be: a q' beyond the range of
-the integers (−128 turned round zero), and a d' that would vary along two axes. The zero point stays as it is: runtimes
+where d' is rounded once and nothing is quantised anew. Where s = 0, or d' is too small to be stored at all (trained
+networks have channels that are as good as gone), q' = z. What cannot be: a q' beyond the range of the integers (−128
+turned round zero), a d' that would vary along two axes, and one below the smallest normal number of float16, which has
+few digits left. The zero point stays as it is: runtimes
 compute with one zero point for all channels. Blocks have zero points of their own, and there a range from a to b can be
 turned as a whole, q' = a + b − q and z' = a + b − z, which never leaves it.
 
@@ -23,6 +25,9 @@ import numpy as np
 
 from bnfold.algebra.rounding import Array, DType, Float64Array, round_once
 from bnfold.algebra.tensor import ArrayTensor, Tensor
+
+_LEAST_OF_HALF = 2.0**-14
+"""The smallest normal number of float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +144,18 @@ class QuantisedTensor:
         if not self.block and axes and not self.along_an_axis:
             return "its weight is quantised with one scale, and this opset has none for each channel (13 has)"
         zero = self.zero_point
+        stored = round_once(new_scale, self.scale.dtype)
+        if not self.block:
+            wide = np.where(stored == 0, 0, wide)
+            stored = np.where(stored == 0, round_once(scale, self.scale.dtype), stored)
         integers = self._turned(np.sign(wide))
         if integers is None and self.block:
             integers, zero = self._mirrored(np.sign(wide))
-        stored = round_once(new_scale, self.scale.dtype)
-        tiny = float(ml_dtypes.finfo(self.scale.dtype).tiny)  # type: ignore[no-untyped-call]
+        least = _LEAST_OF_HALF if self.scale.dtype == np.float16 else 0.0
         if integers is None:
             kind = self.integers.dtype
             return f"its weight is quantised, and a negative scale turns an integer out of the range of {kind}"
-        if not (np.isfinite(stored) & (stored.astype(np.float64) >= tiny)).all():
+        if not (np.isfinite(stored) & (stored.astype(np.float64) >= least) & (stored != 0)).all():
             return f"its weight is quantised, and a dequantisation scale leaves the range of {self.scale.dtype}"
         scaled = replace(self, zero_point=zero)._with(integers, stored, axes)
         narrowed = any(isinstance(step, Narrowed) for step in self.steps)

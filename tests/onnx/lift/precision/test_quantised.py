@@ -175,6 +175,20 @@ def test_a_channel_that_is_nothing_keeps_its_scale() -> None:
     assert stored(folded.model, node.input[1])[2] == np.float32(0.01)
 
 
+@pytest.mark.parametrize("made_of", ["q", "f"])
+def test_channels_that_are_as_good_as_gone(made_of: str) -> None:
+    """Weight decay makes gammas of 1e-40: float32 holds what comes of them with fewer digits, or not at all."""
+    norm, scales = single(batch_norm(4)), steps(4)
+    norm["bn_g"] = np.array([1.5, 3e-40, -1e-43, 0.7], np.float32)
+    simulated = "q = QuantizeLinear <axis=0> (f, s, z)" if made_of == "f" else ""
+    text = f"""agraph (float[N,3,8,8] x) => (float[N,4,6,6] y) {{
+        {simulated} w = DequantizeLinear <axis=0> (q, s, z) c = Conv (x, w) y = {NORM}
+    }}"""
+    weight = {"q": CONV, "f": CONV * scales.reshape(-1, 1, 1, 1)}[made_of]
+    folded = folds(parse(text, opset=13, s=scales, z=np.zeros(4, np.int8), **{made_of: weight}, **norm))
+    assert np.isfinite(run(folded.model)).all()
+
+
 REFUSED = {
     "-128 turned round": (
         WEIGHTS["one scale"],
@@ -206,7 +220,7 @@ REFUSED = {
         {},
         "along another",
     ),
-    "too small a scale": (WEIGHTS["one scale"], {"s": np.float32(1.2e-38), "bn_v": np.full(4, 9e9, "f")}, "leaves"),
+    "too large a scale": (WEIGHTS["one scale"], {"s": np.float32(3e38), "bn_v": np.full(4, 1e-3, "f")}, "leaves"),
 }
 
 
