@@ -1,4 +1,4 @@
-"""What code keeps on modules while it runs, put back.
+"""What code keeps on modules while it runs: looked at, and put back.
 
 A module may remember something of its inputs: a grid of their size, a list of what it has seen. While torch.export
 follows it, that is a tensor without values, which the next run would take for a real one.
@@ -8,10 +8,35 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 _Containers = dict[int, tuple[object, object]]
 """Containers by their id, each with a copy of what was in it."""
+
+
+_OF_TORCH = ("_parameters", "_buffers", "_modules")
+
+
+def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that attributes of a module and of those inside of it hold, by their path.
+
+    Parameters and buffers are none of them.
+    """
+    found: dict[str, Tensor] = {}
+    for path, child in module.named_modules():
+        for name, value in vars(child).items():
+            if name not in _OF_TORCH and "_hooks" not in name:
+                _collect(f"{path}.{name}" if path else name, value, found, set())
+    return found
+
+
+def _collect(name: str, value: object, found: dict[str, Tensor], around: set[int]) -> None:
+    if isinstance(value, Tensor):
+        found[name] = value
+    elif isinstance(value, dict | list | tuple | deque) and id(value) not in around:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in [*items]:
+            _collect(f"{name}[{key!r}]", item, found, around | {id(value)})
 
 
 @contextmanager

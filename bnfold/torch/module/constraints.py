@@ -34,6 +34,7 @@ class Constraints:
         slots: The parameters of the module.
         reads: The nodes that read each parameter.
         watched: The paths of modules with hooks.
+        kept: For nodes of programs, by the id of the program and their names, why what they give must stay what it is.
 
     Attributes:
         removals: What remains of the module of each affine that may go.
@@ -48,6 +49,7 @@ class Constraints:
         slots: Slots,
         reads: Readers,
         watched: frozenset[str],
+        kept: Mapping[tuple[int, str], Stop],
     ) -> None:
         self.removals: dict[AffineNode, Removal] = {}
         self.homes: dict[MapNode, Home] = {}
@@ -66,8 +68,8 @@ class Constraints:
                 self._block(map_, home)
             else:
                 self.homes[map_] = home
-        if watched:
-            self._observe(watched)
+        if watched or kept:
+            self._observe(watched, kept)
 
     def plan(self, skip: tuple[str, ...], only: tuple[str, ...]) -> Plan:
         """A plan that the module can express.
@@ -124,9 +126,8 @@ class Constraints:
         for value in node.outputs:
             value.producer = opaque
 
-    def _observe(self, watched: frozenset[str]) -> None:
-        """Lets everything stay that a hook sees."""
-        modules = {self._traces.module(path): path for path in watched}
+    def _observe(self, watched: frozenset[str], kept: Mapping[tuple[int, str], Stop]) -> None:
+        """Lets everything stay that a hook sees, or that the code keeps."""
         values: dict[tuple[int, str], set[Value]] = defaultdict(set)
         inner: dict[tuple[int, str], set[Node]] = defaultdict(set)
         for node in self._graph.nodes:
@@ -135,7 +136,15 @@ class Constraints:
                 values[program, value.name].add(value)
             for part in (handle(node).node, *handle(node).chain):
                 inner[program, part.name].add(node)
-        for piece in self._captured.pieces:
+        for key, stop in (*self._seen_by_hooks(watched), *kept.items()):
+            for value in values.get(key, ()):
+                value.observer = value.observer or stop
+            if key not in values:
+                self._keep(inner.get(key, ()), stop)
+
+    def _seen_by_hooks(self, watched: frozenset[str]) -> Iterator[tuple[tuple[int, str], Stop]]:
+        modules = {self._traces.module(path): path for path in watched}
+        for piece in self._captured.pieces if watched else ():
             program = id(piece.program)
             for call in self._traces.recorded(program):
                 path = modules.get(self._traces.module(call.path))
@@ -144,11 +153,7 @@ class Constraints:
                 if not call.is_known:
                     self._stop_all(program, Stop(StopCode.HOOKS, f"hooks of '{path}' see something in a nested graph"))
                 stop = Stop(StopCode.HOOKS, f"is seen by a hook of '{path}'")
-                for key in ((program, name) for name in (*call.inputs, *call.outputs)):
-                    for value in values.get(key, ()):
-                        value.observer = value.observer or stop
-                    if key not in values:
-                        self._keep(inner.get(key, ()), stop)
+                yield from (((program, name), stop) for name in (*call.inputs, *call.outputs))
 
     def _stop_all(self, program: int, stop: Stop) -> None:
         """Lets every affine of a program stay."""

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnfold.graph import Graph
@@ -26,6 +26,7 @@ from bnfold.torch.module.module_calls import Traces, handle
 from bnfold.torch.module.plan_entries import batch_norm_modules, left_to_a_graph, name_like_modules, one_entry_a_module
 from bnfold.torch.module.rehearsal.rehearsal import Rehearsal
 from bnfold.torch.module.tensor_slots import Place, Slots, readers
+from bnfold.torch.module.trials.kept_values import nodes_of
 from bnfold.torch.module.trials.resizing import sizes_of
 from bnfold.torch.module.trials.trials import Trials
 from bnfold.torch.module.unreached import add_unreached, explain_borders
@@ -106,6 +107,7 @@ class ModulePlanner:
             layer.register_parameter("bias", trial_bias(layer))
         self._paths = {child: path for path, child in self._traced.named_modules()}
         self._trials = Trials(module, examples)
+        self._kept: dict[tuple[int, str], Stop] = {}
         self._rehearsals: list[Rehearsal] = []
         self._known = known
         if known is not None:
@@ -130,7 +132,14 @@ class ModulePlanner:
         while planned.folded is not None:
             differing = self._trials.differing(planned.folded, planned.edits)
             if differing is None:
-                break
+                lost = self._trials.kept_differently(planned.folded)
+                if not any(lost):
+                    break
+                stop = self._keep(lost)
+                if stop is not None:
+                    return self._planned(stop)
+                planned = self._planned()
+                continue
             if len(added) == _MOST_SIZES or any(differing is arguments for arguments in added):
                 reason = f"with inputs of {sizes_of(differing)} the code takes a path that torch.export does not show"
                 return self._planned(Stop(StopCode.NOT_CAPTURED, reason))
@@ -140,6 +149,27 @@ class ModulePlanner:
         self._trials.require_example()
         assumed = assumptions(self._module, self._examples, planned.plan)
         return replace(planned, plan=replace(planned.plan, assumptions=(*assumed, *self._untried(planned))))
+
+    def _keep(self, lost: Sequence[Mapping[str, Tensor]]) -> Stop | None:
+        """Lets values stay in every further plan that the code keeps on the module.
+
+        Args:
+            lost: For each example the values that would be others, by the paths of the attributes.
+
+        Returns:
+            Why nothing may go, if it is not known what computes one of them.
+        """
+        whole = [piece.program for piece in self._captured.pieces if not piece.path]
+        for example, values in zip(self._examples, lost, strict=True):
+            found = [(program, nodes_of(program, example, values)) for program in whole] if values else []
+            for name in values:
+                stop = Stop(StopCode.HOOKS, f"is kept by the code of the model as '{name}'")
+                keys = {(id(program), node) for program, nodes in found for node in nodes[name]}
+                if keys <= self._kept.keys():
+                    reason = f"the code of the model keeps something as '{name}', which would be something else"
+                    return Stop(StopCode.HOOKS, reason)
+                self._kept.update(dict.fromkeys(keys, stop))
+        return None
 
     def _untried(self, planned: Planned) -> Iterator[str]:
         """That no other sizes could be tried."""
@@ -181,7 +211,7 @@ class ModulePlanner:
         reads = readers(slots, captured.pieces, module)
         modules = batch_norm_modules(graph, traces, slots, reads)
         name_like_modules(graph, modules, paths)
-        constraints = Constraints(graph, traces, captured, slots, reads, self._seen)
+        constraints = Constraints(graph, traces, captured, slots, reads, self._seen, self._kept)
         add_unreached(graph, {*modules.values()}, self._traced, captured)
         while True:
             plan = constraints.plan(*self._patterns)

@@ -6,7 +6,7 @@ can be called with: first in the element types that they have, and where roundin
 weights that were not rounded. A size at which they differ is one more example to be captured.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from bnfold.errors import UsageError
 from bnfold.torch.capture.copying import copy_with, shadow
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments, first_line
+from bnfold.torch.capture.kept_state import kept_tensors
 from bnfold.torch.capture.returned_values import leaves
 from bnfold.torch.module.apply import Edits, apply_module
 from bnfold.torch.module.trials.resizing import (
@@ -48,6 +49,7 @@ class Trials:
         self._module = module
         self._examples = [*examples]
         self._calls: list[tuple[Arguments, list[Tensor]]] | None = None
+        self._keeps = False
 
     def require_example(self) -> None:
         """Makes sure that the module runs at all: torch.export lets element types pass that do not fit.
@@ -109,10 +111,31 @@ class Trials:
             if shapes(arguments) in known:
                 continue
             known.add(shapes(arguments))
-            returned = _run(shadow(self._module), arguments)
+            copied = shadow(self._module)
+            held = kept_tensors(copied)
+            returned = _run(copied, arguments)
             if returned is not None:
+                self._keeps |= bool(_new(copied, held))
                 return arguments, returned
         return None
+
+    def kept_differently(self, folded: nn.Module) -> list[dict[str, Tensor]]:
+        """The values that the code of the module keeps on it, where a fold keeps others in their place.
+
+        Args:
+            folded: The fold; copies of it are run.
+
+        Returns:
+            For each example what the module keeps, by its path.
+        """
+        if self.calls and not self._keeps:
+            return [{} for _ in self._examples]
+        lost = []
+        for example in self._examples:
+            theirs = _kept_by(self._module, example)
+            ours = _kept_by(folded, example) if theirs else {}
+            lost.append({name: value for name, value in theirs.items() if not is_kept(value, ours.get(name))})
+        return lost
 
     def _exceeds_noise(self, arguments: Arguments, distance: float, folded: nn.Module, edits: Edits) -> bool:
         """Whether a call differs by more than rounding does: in float64, or where the code refuses that, as it is."""
@@ -141,6 +164,26 @@ class Trials:
         for tensor in self._module.parameters():
             tensors[tensor] = nn.Parameter(_wide(tensor), requires_grad=False)
         return copy_with(self._module, tensors)
+
+
+def _new(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a module keeps and did not before."""
+    before = {id(tensor) for tensor in held.values()}
+    return {name: tensor for name, tensor in kept_tensors(module).items() if id(tensor) not in before}
+
+
+def _kept_by(module: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
+    copied = shadow(module)
+    held = kept_tensors(copied)
+    return {} if _run(copied, arguments) is None else _new(copied, held)
+
+
+def is_kept(value: Tensor, found: Tensor | None) -> bool:
+    """Whether a value is the same, up to rounding that may have added up over all of a model."""
+    if found is None or (found.shape, found.dtype) != (value.shape, value.dtype):
+        return False
+    noise = torch.finfo(value.dtype).eps ** 0.5 if value.is_floating_point() else 0.0
+    return _difference(found, value) <= noise
 
 
 def _run(module: nn.Module, arguments: Arguments) -> list[Tensor] | None:
