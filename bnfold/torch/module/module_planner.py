@@ -43,11 +43,13 @@ class Findings:
     Attributes:
         captured: What was captured of it.
         objections: What the rehearsals of one plan after the other wanted to stay.
+        kept: For nodes of programs, by the id of the program and their names, why what they give must stay what it is.
         stop: Why every affine stays; None if that is not so.
     """
 
     captured: Capture
     objections: tuple[Mapping[Place, Stop], ...]
+    kept: Mapping[tuple[int, str], Stop]
     stop: Stop | None
 
     @property
@@ -112,6 +114,7 @@ class ModulePlanner:
         self._known = known
         if known is not None:
             self._captured = known.captured
+            self._kept.update(known.kept)
             return
         first, *others = examples
         self._captured = self._capture(first, dynamic_shapes)
@@ -226,7 +229,7 @@ class ModulePlanner:
         removed = Counter(step.source.op_type for step in plan.steps if step.source not in later)
         folded = apply_module(module, edits, inplace=False) if edits.changes else None
         entries = one_entry_a_module(plan, graph.affines, modules, later)
-        findings = Findings(captured, tuple(found), stop)
+        findings = Findings(captured, tuple(found), self._kept, stop)
         return Planned(entries, edits, folded, dict(ops), dict(ops - removed), findings)
 
     def _objections(self, edits: Edits) -> dict[Place, Stop]:

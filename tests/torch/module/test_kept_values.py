@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.report import Verdict
 
 IMAGE = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -74,6 +75,7 @@ def test_a_batch_norm_behind_a_kept_value_stays(place: Callable[[nn.Module, Tens
     result = bnfold.fold(module, (IMAGE,))
     assert [(str(left.code), left.nodes[0]) for left in result.plan.left] == [("hooks", "bn")]
     assert result.plan.batch_norms_folded == 1  # the other one
+    assert result.check().verdict is Verdict.PASS
     torch.testing.assert_close(result.model(IMAGE), module(IMAGE))
     torch.testing.assert_close(last(result.model), last(module))
 

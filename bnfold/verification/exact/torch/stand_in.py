@@ -67,8 +67,10 @@ def stand_in_findings(findings: Findings, small: SmallNumbers, copied: nn.Module
     _put(editor, [(name, tensors[name]) for name, _ in _tensors(program) if name in tensors])
     for node, (_, epsilon) in small.epsilons.items():
         _set_epsilon(editor.call(node), epsilon)
-    captured = replace(findings.captured, pieces=(replace(piece, program=editor.finish()),))
-    return replace(findings, captured=captured)
+    program = editor.finish()
+    captured = replace(findings.captured, pieces=(replace(piece, program=program),))
+    kept = {(id(program), name): stop for (_, name), stop in findings.kept.items()}
+    return replace(findings, captured=captured, kept=kept)
 
 
 def _put(editor: ProgramEditor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
