@@ -29,6 +29,7 @@ from bnfold.torch.module.trials.resizing import (
     smaller,
     wider,
 )
+from bnfold.torch.module.weight_homes import computing_hook
 
 _SAME = 64
 """Results that differ by no more than so many units of rounding, relative to the largest element, are the same."""
@@ -167,9 +168,16 @@ class Trials:
 
 
 def _new(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that a module keeps and did not before."""
+    """The tensors that a module keeps and did not before; weights that hooks compute are no more than weights."""
     before = {id(tensor) for tensor in held.values()}
-    return {name: tensor for name, tensor in kept_tensors(module).items() if id(tensor) not in before}
+    computed = {
+        f"{path}.{name}" if path else name
+        for path, child in module.named_modules()
+        for name in vars(child)
+        if computing_hook(child, name) is not None
+    }
+    found = kept_tensors(module).items()
+    return {name: tensor for name, tensor in found if id(tensor) not in before and name not in computed}
 
 
 def _kept_by(module: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
