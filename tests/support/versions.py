@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-PEERS = ("bnfold", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "onnxsim", "torch")
+PEERS = ("bnfold", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "onnxslim", "onnxsim", "openvino", "torch")
 
 
 def versions() -> str:
