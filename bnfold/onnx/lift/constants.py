@@ -20,13 +20,24 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
 from bnfold.onnx.proto.evaluation import evaluate
-from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, find_attribute, int_attribute, is_standard
+from bnfold.onnx.proto.names import (
+    DEFAULT_DOMAINS,
+    GraphLike,
+    find_attribute,
+    int_attribute,
+    is_standard,
+    string_attribute,
+)
 
+_REDUCTIONS = "ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceMax ReduceMin ReduceProd ReduceSumSquare"
+_PRODUCTS = ("MatMul", "Gemm", "Einsum")
 EXPRESSIONS = frozenset(
     "Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze Unsqueeze Flatten Concat Slice"
-    " Gather Add Sub Mul Div Neg Sqrt Pow Reciprocal ReduceSum ReduceL2 Where Equal Mod Floor Ceil Max Min Tile"
-    " QuantizeLinear DequantizeLinear".split()
-)
+    " Gather GatherElements ScatterElements ScatterND Tile Pad Trilu Add Sub Mul Div Neg Abs Sign Sqrt Pow Reciprocal"
+    " Exp Log Sigmoid Tanh Softplus Softmax Relu Clip Round Floor Ceil Mod Max Min Sum Mean Where Equal Greater"
+    " GreaterOrEqual Less LessOrEqual And Or Not QuantizeLinear DequantizeLinear".split()
+    + _REDUCTIONS.split()
+).union(_PRODUCTS)
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
 _KEPT_ELEMENTS = 1 << 16
 """Larger results are computed again when they are read, not kept,"""
@@ -233,6 +244,7 @@ class Constants:
             return evaluate(node, [None if found is None else found.read() for found in inputs], self.opset)
 
         cost = sum(found.nbytes + found.cost_nbytes for found in inputs if found is not None)
+        cost += _multiply_adds(node, inputs) if node.op_type in _PRODUCTS else 0  # as if each went through a byte
         if self._grows_too_large(node, inputs) or not self.budget.spend(cost):
             return None
         try:
@@ -282,6 +294,12 @@ class Constants:
         shapes = [found.shape for found in inputs if found is not None]
         if node.op_type == "Concat":
             return sum(map(prod, shapes))
+        if node.op_type in _PRODUCTS:
+            return _multiply_adds(node, inputs)
+        if node.op_type == "Pad" and len(inputs) > 1 and inputs[1] is not None:
+            pads, rank = inputs[1].read().reshape(-1).tolist(), len(shapes[0])
+            more = zip(pads[: len(pads) // 2], pads[len(pads) // 2 :], strict=False)
+            return prod(shapes[0]) * prod(1 + max(0, before) + max(0, after) for before, after in more) if rank else 0
         if node.op_type == "Gather" and len(shapes) == 2 and shapes[0]:
             picked = shapes[0][int_attribute(node, "axis", 0) % len(shapes[0])]
             return prod(shapes[0]) // max(1, picked) * prod(shapes[1])
@@ -299,6 +317,17 @@ class Constants:
             return prod(np.broadcast_shapes(*shapes))
         except ValueError:
             return sum(map(prod, shapes))
+
+
+def _multiply_adds(node: onnx.NodeProto, inputs: list[Constant | None]) -> int:
+    """How many a product of constants takes at most, which is no less than the elements that it gives."""
+    shapes = [found.shape for found in inputs if found is not None]
+    if node.op_type != "Einsum":
+        depth = (shapes[0] or (1,))[0 if int_attribute(node, "transA", 0) else -1]
+        return prod(shapes[0]) * prod(shapes[1]) // max(1, depth)
+    operands = string_attribute(node, "equation", "").replace(" ", "").partition("->")[0].split(",")
+    sizes = dict(pair for term, shape in zip(operands, shapes, strict=False) for pair in zip(term, shape, strict=False))
+    return prod(sizes.values()) if "." not in sizes else prod(map(prod, shapes))
 
 
 class _Recomputed:

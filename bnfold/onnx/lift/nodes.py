@@ -151,7 +151,7 @@ def lift_map(
     weight_at = 1
     if node.op_type == "Einsum" and len(node.input) != 2:
         return None
-    if node.op_type in _PRODUCTS and not constants.is_constant(node.input[1]):
+    if node.op_type in _PRODUCTS and not constants.is_constant(node.input[1]) and constants.is_constant(node.input[0]):
         weight_at = 0
     bias = None
     bias_name = _bias_name(node, bias_add, constants)

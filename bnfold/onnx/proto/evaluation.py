@@ -76,12 +76,21 @@ def _elementwise(operation: Callable[[Array, Array], Array]) -> Compute:
     return compute
 
 
+def _matmul(_node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
+    """Added up in float64, so that it is as near to what the file means as a runtime comes, in whatever order."""
+    first, second = inputs
+    if first.dtype != second.dtype or first.dtype not in _FLOATS:
+        return None
+    return np.asarray(np.matmul(first.astype(np.float64), second.astype(np.float64))).astype(first.dtype)
+
+
 _PLAIN: Mapping[str, Compute] = {
     "Add": _elementwise(np.add),
     "Cast": _cast,
     "Concat": _concat,
     "Div": _elementwise(np.divide),
     "Expand": _expand,
+    "MatMul": _matmul,
     "Mul": _elementwise(np.multiply),
     "Reshape": _reshape,
     "Sub": _elementwise(np.subtract),

@@ -47,6 +47,22 @@ EXPRESSIONS = {
         "n = ReduceL2 <axes=[1,2,3]> (k)\n d = Div (k, n)\n w = Mul (d, s)",
         {"k": random(4, 3, 1, 1), "s": random(4, 1, 1, 1)},
     ),
+    "weight_standardisation": (
+        "m = ReduceMean <axes=[1,2,3]> (k)\n d = Sub (k, m)\n e = Mul (d, d)\n v = ReduceMean <axes=[1,2,3]> (e)\n"
+        " q = Sqrt (v)\n w = Div (d, q)",
+        {"k": random(4, 3, 1, 1)},
+    ),
+    "low_rank": (
+        "p = MatMul (a, b)\n r = Reshape (p, s)\n w = Add (k, r)",
+        {"k": WEIGHT, "a": random(4, 2), "b": random(2, 3), "s": np.array([4, 3, 1, 1])},
+    ),
+    "low_rank_by_letters": (
+        'w = Einsum <equation="or,rihw->oihw"> (a, b)',
+        {"a": random(4, 2), "b": random(2, 3, 1, 1)},
+    ),
+    "pruned": ("m = Greater (k, t)\n w = Where (m, k, t)", {"k": WEIGHT, "t": np.array(0.0)}),
+    "padded": ("w = Pad (k, p)", {"k": random(2, 3, 1, 1), "p": np.array([1, 0, 0, 0, 1, 0, 0, 0])}),
+    "positive": ("e = Exp (k)\n o = Sigmoid (e)\n w = Softplus (o)", {"k": WEIGHT}),
 }
 
 
@@ -266,7 +282,7 @@ def test_a_weight_of_whole_numbers_is_left() -> None:
     assert fold(model, leftover="keep").codes == ["changes_dtype"]
 
 
-@pytest.mark.parametrize("op_type", ["Expand", "Mul", "Gather", "ConstantOfShape"])
+@pytest.mark.parametrize("op_type", ["Expand", "Mul", "Gather", "ConstantOfShape", "MatMul", "Einsum", "Pad"])
 def test_an_expression_of_any_size_in_a_few_bytes_is_not_evaluated(op_type: str) -> None:
     side = 1 << 22
     make = {
@@ -275,6 +291,9 @@ def test_an_expression_of_any_size_in_a_few_bytes_is_not_evaluated(op_type: str)
         "Gather": "i0 = Cast <to=7> (row)\n i = Squeeze (i0, zero)\n"
         " r = Reshape (column, flat)\n big = Gather <axis=0> (r, i)",
         "ConstantOfShape": "big = ConstantOfShape (both)",
+        "MatMul": "big = MatMul (column, row)",
+        "Einsum": 'big = Einsum <equation="ij,jk->ik"> (column, row)',
+        "Pad": "big = Pad (column, pads)",
     }[op_type]
     text = f"""
     agraph (float[N,4,4,4] x) => (float[N,4,4,4] y)
@@ -294,6 +313,7 @@ def test_an_expression_of_any_size_in_a_few_bytes_is_not_evaluated(op_type: str)
         wide=np.array([1, side]),
         tall=np.array([1, side]),
         both=np.array([side, side]),
+        pads=np.array([0, 0, 0, side]),
         flat=np.array([1, side]),
         s=np.array([-1, 4, 1, 1]),
         zero=np.array([0]),

@@ -439,6 +439,18 @@ def test_through_a_quantised_output_every_bit_is_the_same() -> None:
     np.testing.assert_array_equal(run(folded.model), run(folded.original))
 
 
+def test_powers_of_two_leave_every_bit_before_it_is_rounded() -> None:
+    """Any other scale rounds a sum of products in other places."""
+    norm = {"bn_g": np.array([1, -2, 0.5, 4], np.float32), "bn_b": random(4, dtype=np.float32)}
+    norm |= {"bn_m": np.zeros(4, np.float32), "bn_v": np.ones(4, np.float32)}
+    text = f"""agraph (float[2,3,16,16] x) => (float[2,4,16,16] y) {{
+        w = DequantizeLinear <axis=0> (q, s) c = Conv <pads=[1,1,1,1]> (x, w)
+        y = {NORM.replace("n (", "n <epsilon=0.0> (")}
+    }}"""
+    folded = folds(parse(text, opset=13, q=CONV, s=steps(4), **norm))
+    np.testing.assert_array_equal(run(folded.model), run(folded.original))
+
+
 PARAMETERS = {
     "dequantised": "DequantizeLinear (iv, is)",
     "dequantised from int32": "DequantizeLinear (lv, is)",
