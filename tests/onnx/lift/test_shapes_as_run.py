@@ -95,6 +95,47 @@ def test_the_same_list_as_an_attribute() -> None:
     assert folded_the_same(model, {"x": numbers(1, 4, 4)}).batch_norms_folded == 1
 
 
+DECLARED: list[dict[str, tuple[int | str, ...]]] = [
+    {"s": ("N", 4, 4), "m": ("N", 4, 4)},
+    {"s": (3, 4, 4)},
+    {"m": (4, 4)},
+    {"y": ("N", 4, 4)},
+]
+
+
+@pytest.mark.parametrize("declared", DECLARED)
+def test_a_rank_that_depends_on_the_batch_is_not_believed(declared: Mapping[str, tuple[int | str, ...]]) -> None:
+    model = network(SQUEEZED.replace("(x, axes)", "(x)").replace("[1,4,4]", "[N,4,4]"), w=random(4, 4), **batch_norm(4))
+    for name, size in declared.items():
+        value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size)
+        if name == "y":
+            model.graph.output[0].CopyFrom(value)
+        else:
+            model.graph.value_info.append(value)
+    folded_the_same(model, {"x": numbers(1, 4, 4)}, {"x": numbers(3, 4, 4)})
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_branches_of_two_ranks_have_none_whatever_is_declared(rank: int) -> None:
+    body = """
+    agraph (float[1,4,4] x, bool b) => (float y)
+    {
+      r = If (b) <
+        then_branch = one () => (float[4,4] p) { p = Reshape (x, two) },
+        else_branch = other () => (float[1,4,4] q) { q = Identity (x) }
+      >
+      m = MatMul (r, w)
+      y = BatchNormalization (m, bn_g, bn_b, bn_m, bn_v)
+    }
+    """
+    model = network(body, w=random(4, 4), two=np.array([4, 4]), **batch_norm(4))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    declared = helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT, (1, 4, 4)[-rank:])
+    model.graph.value_info.append(declared)
+    x = numbers(1, 4, 4)
+    folded_the_same(model, {"x": x, "b": np.array(True)}, {"x": x, "b": np.array(False)})
+
+
 def test_a_list_that_is_the_default_of_an_input_says_nothing_of_the_rank() -> None:
     body = """
     agraph (float[4,4] x, int64[n] target) => (float y)

@@ -24,6 +24,7 @@ from bnfold.onnx.lift.shapes.as_run import own_functions, read_as_run
 from bnfold.onnx.lift.shapes.calls import FunctionKey, inferred_functions
 from bnfold.onnx.lift.shapes.proofs import contradicts_readers, contradicts_turns, note_proofs
 from bnfold.onnx.lift.shapes.reshapes import note_reshapes
+from bnfold.onnx.lift.shapes.varying import values_of_varying_rank
 from bnfold.onnx.lift.shapes.windows import mend_sizes
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
@@ -84,6 +85,8 @@ def with_inferred_shapes(model: OnnxModel) -> onnx.ModelProto:
     declared = _take_declared(skeleton.graph)
     result = _inferred(model, skeleton, open_sizes)
     known = _all_types(result.graph)
+    varying = values_of_varying_rank(result.graph) if result is not skeleton else frozenset()
+    declared = [{name: type_ for name, type_ in found.items() if name not in varying} for found in declared]
     if _contradicts(declared, known, open_sizes) or not _adds(declared, known):
         return result
     _put_declared(skeleton.graph, declared, known, ranks_only=bool(open_sizes))
