@@ -5,6 +5,7 @@ write most, and what numpy computes just so, needs none of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ Compute = Callable[[onnx.NodeProto, Sequence[Array]], Array | None]
 
 _FLOATS = frozenset(map(np.dtype, (np.float16, np.float32, np.float64)))
 _NUMPY_BROADCASTS_SINCE = 7
+_SOFTMAX_HAS_ONE_AXIS_SINCE = 13
 _NUMBERS = _FLOATS | frozenset(map(np.dtype, (np.int32, np.int64)))
 
 
@@ -34,9 +36,48 @@ def evaluate(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) -
             sense.
     """
     given = [array for array in inputs if array is not None]
+    if node.op_type == "Softmax" and opset < _SOFTMAX_HAS_ONE_AXIS_SINCE:
+        return _softmax_of_rows(node, *given)
     plain = _PLAIN.get(node.op_type) if opset >= _NUMPY_BROADCASTS_SINCE else None
     result = plain(node, given) if plain is not None and len(given) == len(inputs) else None
     return _by_reference(node, inputs, opset) if result is None else result
+
+
+def _softmax_of_rows(node: onnx.NodeProto, source: Array) -> Array:
+    """What Softmax was at first: of rows that have all axes from one on; the reference knows the present one alone."""
+    axis = int_attribute(node, "axis", 1)
+    rows = source.reshape(prod(source.shape[: axis + source.ndim if axis < 0 else axis]), -1)
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True)).reshape(source.shape)
+
+
+def _axes(node: onnx.NodeProto, inputs: Sequence[Array]) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in inputs[1].reshape(-1)) if len(inputs) > 1 else ints_attribute(node, "axes")
+
+
+def _squeeze(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
+    """An empty list of axes are all of size 1, as runtimes read it."""
+    return np.squeeze(inputs[0], axis=_axes(node, inputs) or None)
+
+
+def _unsqueeze(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
+    """The axes are those of the result, in whatever order."""
+    return np.expand_dims(inputs[0], _axes(node, inputs))
+
+
+def _slice(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
+    """As Python's slices, but that going back from before the first element begins at that."""
+    source, *given = inputs
+    if not given:
+        given = [np.array(ints_attribute(node, name), np.int64) for name in ("starts", "ends", "axes")]
+        given = given if given[2].size else given[:2]
+    starts, ends, *rest = (array.reshape(-1).tolist() for array in given)
+    axes = rest[0] if rest else [*range(len(starts))]
+    steps = rest[1] if len(rest) > 1 else [1] * len(starts)
+    cuts = [slice(None)] * source.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cuts[axis] = slice(max(start, -source.shape[axis]) if step < 0 else start, end, step)
+    return np.array(source[tuple(cuts)])
 
 
 def _expand(_node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
@@ -93,8 +134,11 @@ _PLAIN: Mapping[str, Compute] = {
     "MatMul": _matmul,
     "Mul": _elementwise(np.multiply),
     "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
     "Sub": _elementwise(np.subtract),
     "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }
 """Operators that are one call of numpy, in every opset since 7 in which they exist; None for what is not as plain."""
 
