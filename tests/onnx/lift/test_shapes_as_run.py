@@ -248,6 +248,19 @@ def test_what_all_calls_of_a_function_have_in_common_is_known_inside() -> None:
     assert plan.batch_norms_folded == 1
 
 
+def test_a_function_that_a_function_calls_is_inferred_with_what_that_gives_it() -> None:
+    model = with_function("a (float[4,4] x) => (float[1,4,4] y) { y = own.outer (x) }", declared=(4, 4))
+    nodes = [
+        helper.make_node("Constant", [], ["first"], value_ints=[0]),
+        helper.make_node("Unsqueeze", ["b", "first"], ["u"]),
+        helper.make_node("layer", ["u"], ["v"], domain="own"),
+    ]
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    model.functions.append(helper.make_function("own", "outer", ["b"], ["v"], nodes, imports))
+    plan = folded_the_same(model, {"x": numbers(4, 4)})
+    assert [str(left.code) for left in plan.left] == ["channel_axis"]  # the second of three
+
+
 def test_what_the_body_of_a_loop_declares_of_a_value_that_changes_its_rank_is_not_believed() -> None:
     body = """
     agraph (float[4,4] x) => (float last, float y)

@@ -15,7 +15,7 @@ from bnfold.onnx.proto.names import GraphLike, is_standard, nested
 FunctionKey = tuple[str, str, str]
 """Domain, name and overload."""
 
-_MOST_CALLS = 256
+_MOST_CALLS = 1024
 """With more that differ, nothing is known of what is inside."""
 
 _WORTH_KNOWING = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -55,7 +55,7 @@ def inferred_functions(
         if call in seen:
             continue
         seen.add(call)
-        body = infer(_body(model, functions[call.function], call)).graph
+        body = infer(_body(model.ir_version, functions, call)).graph
         found.setdefault(call.function, []).append([value_types(graph) for graph in nested(body)])
         waiting += _calls(body, wanted)
     found = {} if waiting else found
@@ -92,10 +92,23 @@ def _calls(main: onnx.GraphProto, wanted: set[FunctionKey]) -> Iterator[_Call]:
                 yield _Call(_called(node), given, tuple(item.SerializeToString() for item in node.attribute))
 
 
-def _body(model: onnx.ModelProto, function: onnx.FunctionProto, call: _Call) -> onnx.ModelProto:
+def _reached(key: FunctionKey, functions: Mapping[FunctionKey, onnx.FunctionProto]) -> list[onnx.FunctionProto]:
+    """The functions that one calls, and those that they call."""
+    found: dict[FunctionKey, onnx.FunctionProto] = {}
+    waiting = [functions[key]]
+    while waiting:
+        nodes = [node for graph in nested(waiting.pop()) for node in graph.node]
+        new = {_called(node) for node in nodes} & functions.keys() - found.keys()
+        found.update({name: functions[name] for name in new})
+        waiting += [functions[name] for name in new]
+    return [*found.values()]
+
+
+def _body(ir_version: int, functions: Mapping[FunctionKey, onnx.FunctionProto], call: _Call) -> onnx.ModelProto:
     """What a call runs, as a model."""
+    function = functions[call.function]
     attributes = [*function.attribute_proto, *map(onnx.AttributeProto.FromString, call.attributes)]
-    body = onnx.ModelProto(ir_version=model.ir_version, functions=model.functions)
+    body = onnx.ModelProto(ir_version=ir_version, functions=_reached(call.function, functions))
     body.opset_import.extend(function.opset_import)
     body.graph.name = function.name
     body.graph.node.extend(function.node)
