@@ -34,6 +34,9 @@ from bnfold.input_spec import name_shapes
 from bnfold.latency.batches import with_batch
 from bnfold.latency.pair import Output, Prepared, Setting, check_same_names, check_same_outputs, usable_cpus
 from bnfold.latency.timing import Call
+from bnfold.onnx.constant_costs import require_small_constants
+from bnfold.onnx.lift.check import check
+from bnfold.onnx.proto.normalise import normalise
 from bnfold.verification.inputs.feeds import Feed, FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import declared_inputs
 from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, tensorrt_device
@@ -75,7 +78,11 @@ class OnnxPair:
 
         self._feeds = feeds
         self._declared = declared_inputs(original.skeleton().proto)
-        folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+        for source in (original, folded):
+            model = source.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+            check(model)
+            normalise(model.proto)
+            require_small_constants(model)
         device, fell_back = self._load(original, folded, request, threads)
         check_same_names("inputs", sorted(self._original.inputs), sorted(self._folded.inputs))
         check_same_names("outputs", self._original.outputs, self._folded.outputs)

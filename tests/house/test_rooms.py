@@ -64,7 +64,8 @@ ARROWS: dict[str, set[str]] = {
     "verification/inputs": {"report", "onnx/proto", "verification/judging", "verification/runtime"},
     "verification/runtime": {"onnx/file", "onnx/proto", "verification/judging"},
     "verification/onnx": {
-        *("report", "onnx/file", "onnx/lift", "onnx/proto", "verification/onnx/outputs", "verification/onnx/sites"),
+        *("report", "onnx", "onnx/file", "onnx/lift", "onnx/proto"),
+        *("verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,
     "verification/onnx/outputs": {
@@ -94,7 +95,10 @@ ARROWS: dict[str, set[str]] = {
         *("algebra", "graph", "planning", "report", "torch/fx", "torch/lift", "torch/program", "torch/module"),
         *("torch/capture", "verification/exact", "verification/torch/run", "verification/torch/sites"),
     },
-    "latency": {"report", "verification/inputs", "verification/runtime", "verification/torch/run"},
+    "latency": {
+        *("report", "onnx", "onnx/lift", "onnx/proto", "verification/inputs", "verification/runtime"),
+        "verification/torch/run",
+    },
     "checking": {
         *("planning", "report", "onnx", "onnx/file", "torch/capture", "torch/program", "torch/module", "verification"),
         *("verification/exact", "verification/exact/onnx", "verification/exact/torch"),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from bnfold.errors import DeviceError, ModelLoadError, VerificationError
+from bnfold.onnx.constant_costs import require_small_constants
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.check import check
 from bnfold.onnx.proto.normalise import normalise
@@ -62,7 +63,8 @@ def verify_onnx(
         UsageError: An argument names no input, or contradicts the model.
         ModelLoadError: A model cannot be read.
         UnsafeModelError: A model reaches for files outside its folder.
-        UnsupportedModelError: An input without data is of a type that no value can be made up for.
+        UnsupportedModelError: An input without data is of a type that no value can be made up for, or a model computes
+            much more from constants than is in its file.
         VerificationError: The original does not run, or a run does not end in time, so that nothing can be compared.
         DeviceError: The device cannot be used, or has no kernel for the original.
     """
@@ -101,6 +103,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
     for model in (original, folded):
         check(model)
         normalise(model.proto)
+        require_small_constants(model)
     with _original_errors(task.original, device):
         with clock.measure("original_session"):
             session = task.original.runner(device, original.nbytes)

@@ -1,4 +1,4 @@
-"""A limit on the time that a run of a model takes: it may loop for ever.
+"""A limit on the time that a run of a model takes, and on its memory: it may loop for ever.
 
 A run can be interrupted, by Ctrl-C as by its time limit: onnxruntime is told to stop from outside, while the caller
 waits; PyTorch runs in the caller's own thread, which gets an exception.
@@ -14,12 +14,14 @@ from contextlib import suppress
 from typing import TypeVar
 
 from bnfold.errors import UsageError, VerificationError
+from bnfold.system.memory import memory_left
 
 RUN_LIMIT_S = 600.0
 """Longest time for one run of a model if the caller says nothing: far more than any model needs that is fit for use."""
 
 _GRACE_S = 10.0
 _AGAIN_S = 0.5
+_RESERVE_NBYTES = 1 << 27  # below it, systems end processes
 _Result = TypeVar("_Result")
 
 
@@ -57,7 +59,7 @@ def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: flo
         limit_s: Longest time in seconds.
 
     Raises:
-        VerificationError: The time is up.
+        VerificationError: The time is up, or the memory.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -76,6 +78,11 @@ def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: flo
             thread.join(min(_AGAIN_S, limit_s))  # not every system interrupts a longer wait
             if thread.is_alive() and time.monotonic() > deadline:
                 raise _over(limit_s)
+            if thread.is_alive() and memory_left() < _RESERVE_NBYTES:
+                raise VerificationError(
+                    "a run of the model takes all the memory that is left, so nothing can be compared",
+                    hint="Give smaller inputs with --input, or more memory.",
+                )
     except BaseException:
         stop()
         thread.join(_GRACE_S)

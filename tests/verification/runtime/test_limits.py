@@ -78,6 +78,13 @@ def test_what_ends_in_time_is_left_alone() -> None:
     assert threading.active_count() < 10
 
 
+def test_a_run_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory_left", lambda: 1 << 20)
+    stopped = threading.Event()
+    with pytest.raises(VerificationError, match="takes all the memory that is left"):
+        limits.run_apart(lambda: stopped.wait(60), stopped.set, 60)
+
+
 def test_a_run_under_a_profiler_ends() -> None:
     """Python 3.11 never ends a call once an exception was taken back that nobody had raised."""
     with cProfile.Profile():

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import onnx
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, UnsupportedModelError
+from bnfold.onnx.constant_costs import require_small_constants
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.fold import FoldedOnnx, FoldOptions, fold_checked
 from bnfold.onnx.lift.functions import inline_weight_arguments
@@ -41,7 +42,12 @@ def check_onnx(model: OnnxModel, folded: FoldedOnnx, options: FoldOptions) -> Ex
     if not folded.changed:
         return Exact(Verdict.PASS)
     started = time.perf_counter()
-    found = _check(_in_order(inline_weight_arguments(model)), folded, replace(options, repair=False))
+    ordered = _in_order(inline_weight_arguments(model))
+    try:
+        require_small_constants(ordered)
+    except UnsupportedModelError as error:
+        return Exact(Verdict.INCONCLUSIVE, str(error))
+    found = _check(ordered, folded, replace(options, repair=False))
     return replace(found, duration_s=time.perf_counter() - started)
 
 
