@@ -41,6 +41,9 @@ class InputSpec:
     dtype: str | None = None
 
 
+_FREE_NBYTES = 1 << 28
+_PER_FILE = 32
+
 NAMELESS = ""
 """The name of an array that came without one."""
 
@@ -138,7 +141,7 @@ def _load_sample(file: str) -> dict[str, Array]:
 
 
 def _require_room(handle: BinaryIO, file: str) -> None:
-    """Require that what the arrays of a file say they hold fits into memory, and that the file holds it."""
+    """Require that what the arrays of a file say they hold is in it, in proportion to it, and fits into memory."""
     needed = 0
     if zipfile.is_zipfile(handle):
         with zipfile.ZipFile(handle) as archive:
@@ -149,6 +152,11 @@ def _require_room(handle: BinaryIO, file: str) -> None:
         stored = handle.seek(0, os.SEEK_END)
         handle.seek(0)
         needed = _declared_nbytes(handle, stored)
+    if needed > _FREE_NBYTES + _PER_FILE * os.fstat(handle.fileno()).st_size:
+        raise ModelLoadError(
+            f"{file}, unpacked, would take {needed / 1e9:.1f} GB, out of all proportion to the file.",
+            hint="Save it without compression, by numpy.savez.",
+        )
     require_memory(needed, f"{file}, unpacked,", ModelLoadError)
     handle.seek(0)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bnfold import input_spec
 from bnfold.errors import ModelLoadError
 from bnfold.system import memory
 from bnfold.verification import load_inputs
@@ -98,6 +99,16 @@ def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(memory, "memory_left", lambda: 10**6)
     (tmp_path / "data.npz").write_bytes(archive(npy("(2000000,)", bytes(2_000_000), "'|u1'"), zipfile.ZIP_DEFLATED))
     with pytest.raises(ModelLoadError, match=r"unpacked, would take 0\.0 GB"):
+        load_inputs(tmp_path / "data.npz")
+
+
+def test_more_than_is_in_proportion_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_spec, "_FREE_NBYTES", 1 << 16)
+    zeros = np.zeros(1 << 20, np.uint8)
+    np.savez(tmp_path / "plain.npz", x=zeros)
+    np.savez_compressed(tmp_path / "data.npz", x=zeros)
+    assert np.array_equal(load_inputs(tmp_path / "plain.npz")[0]["x"], zeros)
+    with pytest.raises(ModelLoadError, match=r"out of all proportion to the file"):
         load_inputs(tmp_path / "data.npz")
 
 

@@ -32,9 +32,8 @@ def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
         for tensor in graph.initializer:
             types[tensor.name] = (tuple(tensor.dims), _dtype_name(tensor.data_type))
     for value in declared:
-        type_ = value.type
-        if type_.HasField("tensor_type"):
-            tensor_type = type_.tensor_type
+        if value.type.HasField("tensor_type"):
+            tensor_type = value.type.tensor_type
             types[value.name] = shape_of(tensor_type), _dtype_name(tensor_type.elem_type)
     return types
 
@@ -46,14 +45,16 @@ def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:
     """
     if not tensor_type.HasField("shape"):
         return None
-    return tuple([_size(dim) for dim in tensor_type.shape.dim])
-
-
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    size: int = dim.dim_value
-    if size > 0:
-        return size
-    return 0 if size == 0 and dim.HasField("dim_value") else dim.dim_param or None
+    sizes: list[int | str | None] = []
+    for dim in tensor_type.shape.dim:
+        size = dim.dim_value
+        if size > 0:  # most are
+            sizes.append(size)
+        elif dim.HasField("dim_value"):
+            sizes.append(None if size < 0 else size)
+        else:
+            sizes.append(dim.dim_param or None)
+    return tuple(sizes)
 
 
 def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:
