@@ -49,6 +49,7 @@ class Op(StrEnum):
     DEPTH_TO_SPACE = "depth_to_space"
     SPACE_TO_DEPTH = "space_to_depth"
     SCATTER = "scatter"
+    CHOICE = "choice"
     OPAQUE = "opaque"
 
 
@@ -141,11 +142,22 @@ class Scattered:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """Max, Min and Where: each element of the result is that of one of the inputs.
+
+    Attributes:
+        ordered: Whether their order decides which, and not a condition beside them.
+    """
+
+    ordered: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RoundTrip:
     """An identity that is one of the casts to a wider element type and back: what comes out is rounded as before."""
 
 
-Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | Scattered | RoundTrip
+Parameters = Permutation | Joined | Picked | Gathered | Signs | Along | Blocks | Scattered | Chosen | RoundTrip
 
 
 @dataclass(frozen=True, slots=True)

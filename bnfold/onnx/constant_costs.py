@@ -14,7 +14,7 @@ from onnx import helper
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.shape_inference import with_inferred_shapes
+from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import ValueTypes, value_types
 from bnfold.onnx.proto.names import defined_names, reads_from_outside, subgraphs
 

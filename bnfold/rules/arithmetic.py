@@ -2,6 +2,7 @@
 
     s·(a + b) + t = (s·a + t) + s·b        s·(a · b) = (s·a) · b        s·(a / b) = (s·a) / b
     s·mean(a, b) + t = mean(s·a + 2·t, s·b)        s·relu(x) = relu(s·x) for s ≥ 0
+    s·where(c, a, b) + t = where(c, s·a + t, s·b + t), and likewise max and min for s ≥ 0
 
 An array passes to an operand only if it is constant along every axis along which the operand is broadcast.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnfold.algebra.rounding import Float64Array
-from bnfold.graph import Op, OpNode, Signs
+from bnfold.graph import Chosen, Op, OpNode, Signs
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
 from bnfold.rules.shapes import narrowed, widened
@@ -146,7 +147,32 @@ def _relu_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
     return carried if isinstance(carried, Stop) else (carried,)
 
 
+def _out_of_order(node: OpNode, array: Float64Array, part: Part) -> Stop | None:
+    assert isinstance(node.parameters, Chosen)  # the front-end's contract, see graph.py
+    return negative(node, array) if node.parameters.ordered and part is Part.SCALE else None
+
+
+def _choice_backward(node: OpNode, _: int, array: Float64Array, part: Part) -> Sequence[Arrays] | Stop:
+    carried = [narrowed(array, value.shape) for value in node.inputs]
+    missing = next((position for position, operand in enumerate(carried) if operand is None), None)
+    if missing is not None:
+        return _is_broadcast(node, missing)
+    return _out_of_order(node, array, part) or [tuple(carried)]
+
+
+def _choice_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
+    if any(value.shape is None for value in (*node.inputs, *node.outputs)):
+        return Stop(StopCode.UNKNOWN_RANK, f"the rank of an input of {node.op_type} '{node.name}' is not known")
+    rank = max(_rank(node, arrays), *(len(value.shape or ()) for value in node.outputs))
+    given = [widened(array, rank) for array in arrays if array is not None]
+    if len(given) < len(arrays) or not all(_same(given[0], array) for array in given[1:]):
+        reason = f"the inputs of {node.op_type} '{node.name}' do not all carry the same {part}"
+        return Stop(StopCode.VARIES, reason)
+    return _out_of_order(node, given[0], part) or (given[0],)
+
+
 ADD = MEAN = Row(_add_backward, _add_forward)
 MUL = Row(_mul_backward, _mul_forward)
 DIV = Row(_div_backward, _div_forward)
 RELU = Row(_relu_backward, _relu_forward)
+CHOICE = Row(_choice_backward, _choice_forward)

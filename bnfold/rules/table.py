@@ -10,7 +10,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 | transpose | s, t | s, t |
 | reshape (Flatten, Squeeze, Unsqueeze) | s, t where the arrays reshape with it | s, t likewise |
 | concat | s, t, the matching slice to each input | s, t; the other inputs are as they were |
-| pick (Slice, Split) | s, t, neutral on what other outputs take | s, t, the matching slice to each output |
+| pick (Slice, Split, GatherElements) | s, t, neutral on what others take | s, t, the matching slice to each output |
 | gather | s, t if no element is taken twice | s, t |
 | expand (Tile) | s, t if constant along what is repeated | s, t |
 | add (Sub, Sum) | s to all inputs, t to one of them | t; s if all inputs carry the same |
@@ -25,6 +25,7 @@ affine, t its shift. Linear maps absorb affines and affines compose; these ends 
 | zero_pad (Pad with zeros) | s | s |
 | depth_to_space, space_to_depth | s, t by the same rearrangement | s, t |
 | scatter (with addition) | s to base and updates, t to the base | t of the base; s if both carry the same |
+| choice (Max, Min; Where) | s ≥ 0, t to all inputs; s, t | the same if all inputs carry the same |
 | opaque | stops | stops |
 """
 
@@ -104,5 +105,6 @@ TABLE: dict[Op, Row] = {
     Op.RESAMPLE: windows.RESAMPLE,
     Op.ZERO_PAD: windows.ZERO_PAD,
     Op.SCATTER: scattering.SCATTER,
+    Op.CHOICE: arithmetic.CHOICE,
     Op.OPAQUE: Row(_opaque_backward, _opaque_forward),
 }

@@ -28,7 +28,11 @@ ARROWS: dict[str, set[str]] = {
     "onnx": {"graph", "planning", "onnx/file", "onnx/lift", "onnx/lift/shapes", "onnx/edit", "onnx/proto"},
     "onnx/proto": set(),
     "onnx/file": {"onnx/proto"},
-    "onnx/lift": {"algebra", "graph", "onnx/file", "onnx/lift/precision", "onnx/lift/shapes", "onnx/proto"},
+    "onnx/lift": {
+        *("algebra", "graph", "onnx/file", "onnx/lift/moves", "onnx/lift/precision", "onnx/lift/shapes"),
+        "onnx/proto",
+    },
+    "onnx/lift/moves": {"algebra", "graph", "onnx/lift", "onnx/proto"},
     "onnx/lift/shapes": {"onnx/file", "onnx/lift", "onnx/proto"},
     "onnx/lift/precision": {"algebra", "onnx/lift", "onnx/proto"},
     "onnx/edit": {

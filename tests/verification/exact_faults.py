@@ -316,13 +316,13 @@ MUTATIONS = (
     ),
     Mutation(
         "lift: padded pool counts nothing",
-        "bnfold.onnx.lift.moves:_average_pool",
+        "bnfold.onnx.lift.moves.rows:_average_pool",
         'int_attribute(view.node, "count_include_pad", 0)',
         "False",
     ),
     Mutation(
         "lift: a slice off by one",
-        "bnfold.onnx.lift.moves:_cut",
+        "bnfold.onnx.lift.moves.rows:_cut",
         "min(max(end, low), size), step)",
         "min(max(end, low), size), step) - 1",
     ),

@@ -16,7 +16,9 @@ from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.affines import lift_affine
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.moves import NodeView, lift_move, lift_scatter
+from bnfold.onnx.lift.moves.node_view import NodeView
+from bnfold.onnx.lift.moves.rows import lift_move
+from bnfold.onnx.lift.moves.several import lift_several
 from bnfold.onnx.lift.nodes import (
     OLDEST_OPSET,
     is_bias_add,
@@ -264,9 +266,9 @@ class _Lifter:
             )
         outputs = self._outputs(node, None)
         shapes = tuple(output.shape for output in outputs)
-        scatter = lift_scatter(node, constants, self._types)
-        if scatter is not None:
-            moved = tuple(self._value(read) for read in scatter[1])
+        several = lift_several(node, constants, self._types) if opset >= OLDEST_OPSET else None
+        if several is not None:
+            moved = tuple(self._value(read) for read in several.reads)
             return OpNode(
                 name=name,
                 op_type=node.op_type,
@@ -274,8 +276,8 @@ class _Lifter:
                 also_reads=tuple(value for value in inputs if value not in moved),
                 outputs=outputs,
                 handle=handle,
-                op=Op.SCATTER,
-                parameters=scatter[0],
+                op=several.op,
+                parameters=several.parameters,
             )
         view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
         move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None

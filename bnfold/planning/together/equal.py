@@ -25,7 +25,7 @@ from bnfold.reasons import Stop, StopCode
 from bnfold.rules import TABLE, Part
 
 _MOVES_ELEMENTS = frozenset({Op.IDENTITY, Op.TRANSPOSE, Op.RESHAPE, Op.PICK, Op.GATHER})
-_JOINS = frozenset({Op.CONCAT, Op.ADD, Op.MEAN})
+_JOINS = frozenset({Op.CONCAT, Op.ADD, Op.MEAN, Op.CHOICE})
 _DEEPEST = 16
 """How many operators may stand between a value and its affines."""
 

@@ -58,6 +58,8 @@ BOTH_WAYS = {
     "slice": lambda y: y[:, :, 1:-1, ::2],
     "narrow": lambda y: y.narrow(1, 2, 4),
     "slice of channels": lambda y: y[:, 2:6],
+    "gather": lambda y: y.gather(2, torch.zeros(2, CHANNELS, 3, 6, dtype=torch.long)),
+    "hstack": lambda y: torch.hstack(y.chunk(2, 1)),
     "index_select": lambda y: y.index_select(1, torch.tensor([3, 1, 4])),
     "index": lambda y: y[:, torch.tensor([3, -1, 4, 2])],
     "index in both axes": lambda y: y[:, :, torch.arange(3)[:, None], torch.tensor([1, 1, 2])[None]],
@@ -103,6 +105,23 @@ def test_a_batch_norm_moves_past(name, where):
 
 DECOMPOSED_FURTHER = {"interpolate bicubic", "pad circular", "adaptive_max_pool2d", "tensor_split"}
 """What core aten has no operator for: an affine does not move past every piece of it."""
+
+
+MASK = torch.tensor([[True, False, True, False, True, False]])
+CHOICES = {
+    "maximum": torch.maximum,
+    "max of two": torch.max,
+    "min of two": torch.min,
+    "where": lambda one, other: torch.where(MASK, one, other),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("decomposed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_batch_norm_moves_to_both_that_are_chosen_from(name, decomposed):
+    module, inputs = before(lambda y: CHOICES[name](*y.chunk(2, 1)))
+
+    assert fold(module, *inputs, decomposed=decomposed).batch_norms_folded == 1
 
 
 @pytest.mark.slow

@@ -128,6 +128,18 @@ def _index_select(view: View) -> Lifted | None:
     return None if axis is None else (Op.GATHER, Gathered(axis, 1, _indices(view, view.given.get("index"), axis)))
 
 
+def _gather(view: View) -> Lifted | None:
+    """Along one axis an index says which element is taken; along the others, the first ones are."""
+    axis, target = view.axis(), view.targets[0] or ()
+    if axis is None or len(target) != view.rank:
+        return None
+    cuts: dict[int, _Cut] = {axis: None}
+    for other, (size, kept) in enumerate(zip(view.source, target, strict=True)):
+        if other != axis and size != kept:
+            cuts[other] = np.arange(kept) if isinstance(kept, int) else None
+    return _pick(cuts)
+
+
 def _indices(view: View, given: object, axis: int) -> tuple[int, ...] | None:
     """Constant positions along an axis, counted from the left."""
     found, size = _integers(view, given), view.source[axis]
@@ -269,6 +281,7 @@ REARRANGING: dict[str, Callable[[View], Lifted | None]] = {
     "narrow": _narrow,
     "select": _select,
     "index_select": _index_select,
+    "gather": _gather,
     "index": _index,
     "_unsafe_index": _index,
     "roll": _roll,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bnfold.graph import Joined, Op, Parameters, Scattered, Signs
+from bnfold.graph import Chosen, Joined, Op, Parameters, Scattered, Signs
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.fx.nodes import display_name, dtype_of, fake_tensor, operator_name, shape_of
 from bnfold.torch.lift.constants import Constants
@@ -19,6 +19,8 @@ from bnfold.torch.lift.moves.windows import WINDOWS
 from bnfold.torch.lift.round_trips import CASTS
 
 _BROADCASTING = frozenset({"add", "sub", "rsub", "mul", "div"})
+_CHOICES = {"maximum": True, "minimum": True, "max": True, "min": True, "where": False}
+"""Operators that take each element from one of two values, and whether the order of the two decides which."""
 _SCATTERS = {"index_add": "source", "scatter_add": "src", "scatter_reduce": "src"}
 """Sums at places that an index names, and what their updates are called."""
 _NONLINEAR = frozenset(
@@ -47,10 +49,12 @@ def lift_move(view: View) -> Move | None:
     name = operator_name(view.node)
     if name in _BROADCASTING:
         return _broadcasting(view, name)
-    if name in ("cat", "concat", "concatenate"):
-        return _concat(view)
+    if name in ("cat", "concat", "concatenate", "hstack"):
+        return _concat(view, 1 if name == "hstack" else view.integer("dim", 0))
     if name in _SCATTERS:
         return _scatter(view, name)
+    if name in _CHOICES and "other" in view.given:
+        return _choice(view, ordered=_CHOICES[name])
     lifter = _LIFTERS.get(name)
     data = view.data
     if lifter is None or not isinstance(data, fx.Node) or view.constants.is_constant(data):
@@ -96,9 +100,9 @@ def _broadcasting(view: View, name: str) -> Move | None:
     return Move(Op.ADD, Signs((-sign, 1)), (first, second))
 
 
-def _concat(view: View) -> Move | None:
+def _concat(view: View, axis: int | None) -> Move | None:
     """All parts have to be computed, and of one rank: torch leaves out an empty tensor of rank 1 among others."""
-    parts, axis = view.given.get("tensors"), view.integer("dim", 0)
+    parts = view.given.get("tensors")
     if not isinstance(parts, Sequence) or axis is None:
         return None
     nodes = tuple(part for part in parts if isinstance(part, fx.Node) and not view.constants.is_constant(part))
@@ -108,6 +112,15 @@ def _concat(view: View) -> Move | None:
     if len(nodes) < len(parts) or not rank:
         return None
     return Move(Op.CONCAT, Joined(axis % rank), nodes)
+
+
+def _choice(view: View, *, ordered: bool) -> Move | None:
+    first, second = view.given["self"], view.given["other"]
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+        return None
+    if any(view.constants.is_constant(read) or fake_tensor(read) is None for read in (first, second)):
+        return None
+    return Move(Op.CHOICE, Chosen(ordered), (first, second))
 
 
 def _scatter(view: View, name: str) -> Move | None:

@@ -11,6 +11,7 @@ carried through a region in place of values:
     Scaler of scikit-learn              (m + |offset|) · |scale|
     Add, Sub, Sum; Mul; Div             m₁ + m₂; m₁ · m₂; m / |constant|
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
+    Max, Min; Where                     the larger of m₁ and m₂; that of the one which is chosen
     GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · carried, for each side; see `averages`
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
     onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
@@ -54,7 +55,8 @@ _SLOPE_ABOUT_ONE = frozenset(
     "Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign Elu Gelu Swish Mish Erf Selu Celu".split()
 )
 _REARRANGING = frozenset(
-    "Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Expand Tile DepthToSpace SpaceToDepth Split"
+    "Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather GatherElements GatherND Compress ReverseSequence Expand"
+    " Tile DepthToSpace SpaceToDepth Split"
     " AveragePool MaxPool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax ReduceSum".split()
 )
 
@@ -275,6 +277,15 @@ def _same_of_magnitudes(emitter: Emitter, node: onnx.NodeProto, read: list[Opera
     return emitter.like(node, [operand.magnitude() for operand in _given(read)])
 
 
+def _largest(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
+    return [emitter.node("Max", [operand.magnitude() for operand in _given(read)])]
+
+
+def _where(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
+    condition, *values = _given(read)
+    return [emitter.node("Where", [condition.value, *(operand.magnitude() for operand in values)])]
+
+
 _Rule = Callable[[Emitter, onnx.NodeProto, list[Operand | None], list[str]], list[str]]
 _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "MatMul", "Einsum"), _map),
@@ -293,6 +304,8 @@ _RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     "PRelu": _prelu,
     "Pad": _pad,
+    **dict.fromkeys(("Max", "Min"), _largest),
+    "Where": _where,
     **dict.fromkeys(("Concat", "Mean"), _same_of_magnitudes),
 }
 

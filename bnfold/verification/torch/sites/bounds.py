@@ -5,6 +5,7 @@
     batch_norm                                    |scale| · (m + |mean|) + |beta|
     add, sub; mul; div; sum                       m₁ + m₂; m₁ · m₂; m / |constant|; the same of m
     relu, clamp, max_pool, reshape, …             m, or the same operation on m
+    maximum, minimum; where                       the larger of m₁ and m₂; that of the one which is chosen
     sigmoid, tanh, …                              m + |result|: their slope is at most about 1
 
 in float32 (float64 for float64), beginning with m = |x| at the edge of the region. Weights below the smallest normal
@@ -47,7 +48,8 @@ _SAME_OPERATION = frozenset(
     " max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d"
     " max_pool2d_with_indices mean amax max sum upsample_nearest1d upsample_nearest2d upsample_nearest3d"
     " _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d upsample_bilinear2d upsample_trilinear3d"
-    " unfold cat concat stack constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
+    " unfold cat concat hstack stack gather constant_pad_nd"
+    " reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d"
     " contiguous im2col".split()
 )
 
@@ -226,6 +228,19 @@ def _with_result(node: fx.Node, read: _Reader, result: object) -> Magnitude:
     return _tensor(node.args[0], read) + cast(torch.Tensor, edge_magnitude(result))
 
 
+def _largest(node: fx.Node, read: _Reader, _: object) -> Magnitude:
+    given = arguments(node)
+    if "other" not in given:
+        raise NoBoundError("min along an axis")
+    return torch.maximum(_tensor(given["self"], read), _tensor(given["other"], read))
+
+
+def _where(node: fx.Node, read: _Reader, _: object) -> Magnitude:
+    condition, *values = node.args
+    assert isinstance(condition, fx.Node)  # a tensor of booleans
+    return torch.where(cast(torch.Tensor, read(condition).value), *(_tensor(value, read) for value in values))
+
+
 def _prelu(node: fx.Node, read: _Reader, _: object) -> Magnitude:
     data, slope = (_tensor(argument, read) for argument in node.args)
     steepest = slope.clamp_min(1.0)
@@ -255,5 +270,7 @@ _RULES: Mapping[str, Callable[[fx.Node, _Reader, object], Magnitude]] = {
     **dict.fromkeys(_SLOPE_ABOUT_ONE, _with_result),
     **dict.fromkeys(_SAME_OPERATION, _same_operation),
     "prelu": _prelu,
+    **dict.fromkeys(("maximum", "minimum", "min"), _largest),
+    "where": _where,
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
 }

@@ -7,97 +7,20 @@ opaque.
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from bnfold.algebra.linear_map import Window
 from bnfold.algebra.positions import crop, repeated
-from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Parameters, Permutation, Picked, Scattered, Signs
-from bnfold.onnx.lift.constants import Constants
+from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Permutation, Picked, Signs
+from bnfold.onnx.lift.moves.node_view import Lifted, NodeView
 from bnfold.onnx.lift.nodes import lift_window
-from bnfold.onnx.lift.types import Shape, ValueTypes
 from bnfold.onnx.proto.names import (
     DEFAULT_DOMAINS,
     find_attribute,
     int_attribute,
     ints_attribute,
-    is_standard,
     string_attribute,
 )
-
-Lifted = tuple[Op, Parameters | None]
-
-
-class NodeView:
-    """A node with what is known about its values.
-
-    Args:
-        node: The node.
-        constants: The constants of its graph.
-        source: The shape of its first input, None if the rank is not known.
-        targets: The shapes of its outputs, None where the rank is not known.
-        extra_is_read: Whether anything reads an output besides the first.
-    """
-
-    def __init__(
-        self,
-        node: onnx.NodeProto,
-        constants: Constants,
-        source: Shape | None,
-        targets: tuple[Shape | None, ...],
-        *,
-        extra_is_read: bool,
-    ) -> None:
-        self.node = node
-        self.source = source
-        self.targets = targets
-        self.extra_is_read = extra_is_read
-        self._constants = constants
-
-    def integers(self, position: int, attribute: str) -> tuple[int, ...] | None:
-        """Integers from a constant input, or from an attribute; empty if absent, None if not known."""
-        name = self.node.input[position] if len(self.node.input) > position else ""
-        if not name:
-            return ints_attribute(self.node, attribute)
-        found = self._constants.find(name)
-        if found is None or found.overridable:
-            return None
-        return tuple(int(number) for number in found.read().reshape(-1))
-
-    def numbers(self, position: int, attribute: str) -> tuple[float, ...] | None:
-        """Numbers from a constant input, or from an attribute; empty if absent, None if not known."""
-        name = self.node.input[position] if len(self.node.input) > position else ""
-        if not name:
-            given = find_attribute(self.node, attribute)
-            return () if given is None else tuple(given.floats)
-        found = self._constants.find(name)
-        if found is None or found.overridable:
-            return None
-        return tuple(float(number) for number in found.read().reshape(-1))
-
-    def flows(self, position: int) -> bool:
-        """Whether an input is computed while the model runs."""
-        return not self._constants.is_constant(self.node.input[position])
-
-    def is_constant(self, position: int) -> bool:
-        """Whether an input is a constant that nobody overrides."""
-        found = self._constants.find(self.node.input[position])
-        return found is not None and not found.overridable
-
-    def is_zero(self, position: int) -> bool:
-        """Whether an optional input is absent or a constant zero."""
-        name = self.node.input[position] if len(self.node.input) > position else ""
-        if not name:
-            return True
-        found = self._constants.find(name)
-        return found is not None and not found.overridable and not found.read().any()
-
-    def axes(self, axes: tuple[int, ...]) -> frozenset[int] | None:
-        """Axes of the first input, counted from the left."""
-        if self.source is None:
-            return None
-        return frozenset(axis % len(self.source) for axis in axes)
 
 
 def lift_move(view: NodeView, *, all_inputs_flow: bool) -> Lifted | None:
@@ -121,50 +44,6 @@ def lift_move(view: NodeView, *, all_inputs_flow: bool) -> Lifted | None:
     if node.op_type == "Concat" and not all_inputs_flow:
         return None
     return lifter(view)
-
-
-def lift_scatter(
-    node: onnx.NodeProto, constants: Constants, types: ValueTypes
-) -> tuple[Scattered, tuple[str, ...]] | None:
-    """Reads a ScatterElements or ScatterND that adds.
-
-    Args:
-        node: The node.
-        constants: The constants of its graph.
-        types: What is known about its values.
-
-    Returns:
-        What its row needs to know, and the inputs that affines move to: the base, unless it is zero, and the updates.
-    """
-    if not is_standard(node, "ScatterElements", "ScatterND") or len(node.input) != 3 or not node.output:
-        return None
-    if string_attribute(node, "reduction", "none") != "add" or any(given.ref_attr_name for given in node.attribute):
-        return None
-    base, indices, updates = node.input
-    data, places = types.get(node.output[0], types.get(base, (None, "")))[0], types.get(indices, (None, ""))[0]
-    if not data or not places or constants.is_constant(updates):
-        return None
-    if node.op_type == "ScatterElements":
-        scattered = Scattered(frozenset({int_attribute(node, "axis", 0) % len(data)}))
-    else:
-        depth = places[-1]
-        if not isinstance(depth, int) or not 0 < depth <= len(data):
-            return None
-        scattered = Scattered(frozenset(range(depth)), leading=len(places) - 1)
-    if _is_zero(base, constants):
-        return scattered, (updates,)
-    return None if constants.is_constant(base) else (scattered, (base, updates))
-
-
-def _is_zero(name: str, constants: Constants) -> bool:
-    """Whether a value is zero everywhere, whatever its shape is."""
-    found, node = constants.find(name), constants.producer(name)
-    if found is not None:
-        return not found.overridable and not found.read().any()
-    if node is not None and is_standard(node, "ConstantOfShape"):
-        value = find_attribute(node, "value")
-        return value is None or not numpy_helper.to_array(value.t).any()
-    return node is not None and is_standard(node, "Expand") and _is_zero(node.input[0], constants)
 
 
 _BROADCASTING: dict[str, Callable[[int], Lifted]] = {
@@ -243,6 +122,40 @@ def _gather(view: NodeView) -> Lifted | None:
     if numbers is not None and isinstance(size, int) and size:
         return Op.GATHER, Gathered(axis, rank, tuple(number % size for number in numbers))
     return Op.GATHER, Gathered(axis, rank, None)
+
+
+def _gather_elements(view: NodeView) -> Lifted | None:
+    """Along one axis an index says which element is taken; along the others, the first ones are."""
+    source, target = view.source or (), view.targets[0] or ()
+    axis = int_attribute(view.node, "axis", 0) % len(source)
+    cuts: dict[int, NDArray[np.int64] | None] = {axis: None}
+    for other, (size, kept) in enumerate(zip(source, target, strict=True)):
+        if other != axis and (size != kept or size is None):
+            cuts[other] = np.arange(kept) if isinstance(kept, int) else None
+    return Op.PICK, Picked((cuts,))
+
+
+def _gather_nd(view: NodeView) -> Lifted | None:
+    """With one number for each pick, the axis behind those of the batch is replaced by those of the indices."""
+    depth = view.last_size(1)
+    if depth != 1:
+        return None
+    rank = len(view.targets[0] or ()) - len(view.source or ()) + 1
+    return Op.GATHER, Gathered(int_attribute(view.node, "batch_dims", 0), rank, None)
+
+
+def _compress(view: NodeView) -> Lifted | None:
+    """Without an axis it takes elements of all in a row."""
+    if find_attribute(view.node, "axis") is None:
+        return None
+    axis = int_attribute(view.node, "axis", 0) % len(view.source or ())
+    kept = view.integers(1, "") if view.is_constant(1) else None
+    return Op.PICK, Picked(({axis: None if kept is None else np.flatnonzero(kept)},))
+
+
+def _reverse_sequence(view: NodeView) -> Lifted | None:
+    """Elements change places along one axis, others in each item of the batch."""
+    return Op.PICK, Picked(({int_attribute(view.node, "time_axis", 0) % len(view.source or ()): None},))
 
 
 def _expand(_: NodeView) -> Lifted | None:
@@ -378,6 +291,10 @@ _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "Compress": _compress,
+    "ReverseSequence": _reverse_sequence,
     "Expand": _expand,
     "Tile": _tile,
     "Pad": _pad,

@@ -1,0 +1,86 @@
+"""What the lifting of moves knows about one node of a graph."""
+
+import onnx
+
+from bnfold.graph import Op, Parameters
+from bnfold.onnx.lift.constants import Constants
+from bnfold.onnx.lift.types import Shape
+from bnfold.onnx.proto.names import find_attribute, ints_attribute
+
+Lifted = tuple[Op, Parameters | None]
+
+
+class NodeView:
+    """A node with what is known about its values.
+
+    Args:
+        node: The node.
+        constants: The constants of its graph.
+        source: The shape of its first input, None if the rank is not known.
+        targets: The shapes of its outputs, None where the rank is not known.
+        extra_is_read: Whether anything reads an output besides the first.
+    """
+
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        constants: Constants,
+        source: Shape | None,
+        targets: tuple[Shape | None, ...],
+        *,
+        extra_is_read: bool,
+    ) -> None:
+        self.node = node
+        self.source = source
+        self.targets = targets
+        self.extra_is_read = extra_is_read
+        self._constants = constants
+
+    def integers(self, position: int, attribute: str) -> tuple[int, ...] | None:
+        """Integers from a constant input, or from an attribute; empty if absent, None if not known."""
+        name = self.node.input[position] if len(self.node.input) > position else ""
+        if not name:
+            return ints_attribute(self.node, attribute)
+        found = self._constants.find(name)
+        if found is None or found.overridable:
+            return None
+        return tuple(int(number) for number in found.read().reshape(-1))
+
+    def numbers(self, position: int, attribute: str) -> tuple[float, ...] | None:
+        """Numbers from a constant input, or from an attribute; empty if absent, None if not known."""
+        name = self.node.input[position] if len(self.node.input) > position else ""
+        if not name:
+            given = find_attribute(self.node, attribute)
+            return () if given is None else tuple(given.floats)
+        found = self._constants.find(name)
+        if found is None or found.overridable:
+            return None
+        return tuple(float(number) for number in found.read().reshape(-1))
+
+    def last_size(self, position: int) -> int | None:
+        """The size of the last axis of an input, None if it is not known."""
+        known = self._constants.type_of(self.node.input[position])
+        return known[0][-1] if known is not None and known[0] else None
+
+    def flows(self, position: int) -> bool:
+        """Whether an input is computed while the model runs."""
+        return not self._constants.is_constant(self.node.input[position])
+
+    def is_constant(self, position: int) -> bool:
+        """Whether an input is a constant that nobody overrides."""
+        found = self._constants.find(self.node.input[position])
+        return found is not None and not found.overridable
+
+    def is_zero(self, position: int) -> bool:
+        """Whether an optional input is absent or a constant zero."""
+        name = self.node.input[position] if len(self.node.input) > position else ""
+        if not name:
+            return True
+        found = self._constants.find(name)
+        return found is not None and not found.overridable and not found.read().any()
+
+    def axes(self, axes: tuple[int, ...]) -> frozenset[int] | None:
+        """Axes of the first input, counted from the left."""
+        if self.source is None:
+            return None
+        return frozenset(axis % len(self.source) for axis in axes)
