@@ -485,12 +485,20 @@ def scatter(m: Maker, x: Tensor) -> None:
     m.add("ScatterElements", [base.name, places.name, x.name], x.shape, axis=m.axis(x), reduction="add")
 
 
+def choice(m: Maker, x: Tensor) -> None:
+    """One of two values at each place, by their order or by a mask."""
+    y = m.partner(x, lambda other: other == x.shape)
+    op_type = m.pick("Max", "Min", "Where")
+    mask = [m.constant(np.arange(x.shape[-1]) % 2 == 0)] if op_type == "Where" else []
+    m.add(op_type, [*mask, x.name, y.name], x.shape)
+
+
 MAPS = (conv, conv, matmul, matmul_left, gemm, conv_transpose)
 AFFINES = (batch_norm, batch_norm, batch_norm, spelled_out)
 MOVES = (
     activation, pool, reduction, two_values, two_values, concat, concat, split, slice_, gather, transpose, reshape,
     shape_of_another, channel_shuffle, flatten, squeeze, unsqueeze, expand, tile, pad, resize, depth_to_space,
-    space_to_depth, identity, scatter,
+    space_to_depth, identity, scatter, choice,
 )  # fmt: skip
 BRANCHES = (branches,)
 
