@@ -42,13 +42,13 @@ def test_an_interruption_during_the_imports():
 
 def test_with_torch_it_leaves_without_freeing_objects():
     program = (
-        "import atexit, sys, threading, time, types\n"
+        "import atexit, sys, threading, types\n"
         "sys.modules['torch'] = types.ModuleType('torch')\n"
         "class Kept:\n"
         "    def __del__(self): print('freed')\n"
         "kept = Kept()\n"
         "atexit.register(print, 'at exit')\n"
-        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\n"
         "from bnfold.__main__ import main; main()"
     )
     done = python(program, "-V")
