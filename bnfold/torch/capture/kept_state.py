@@ -7,12 +7,12 @@ follows it, that is a tensor without values, which the next run would take for a
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from torch import Tensor, nn
 
 _Containers = dict[int, tuple[object, object]]
 """Containers by their id, each with a copy of what was in it."""
-
 
 _OF_TORCH = ("_parameters", "_buffers", "_modules")
 
@@ -20,23 +20,33 @@ _OF_TORCH = ("_parameters", "_buffers", "_modules")
 def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that attributes of a module and of those inside of it hold, by their path.
 
-    Parameters and buffers are none of them.
+    Parameters and buffers are none of them. Containers are looked into, and plain objects.
     """
     found: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for path, child in module.named_modules():
         for name, value in vars(child).items():
             if name not in _OF_TORCH and "_hooks" not in name:
-                _collect(f"{path}.{name}" if path else name, value, found, set())
+                _collect(f"{path}.{name}" if path else name, value, found, seen)
     return found
 
 
-def _collect(name: str, value: object, found: dict[str, Tensor], around: set[int]) -> None:
+def _collect(name: str, value: object, found: dict[str, Tensor], seen: set[int]) -> None:
     if isinstance(value, Tensor):
         found[name] = value
-    elif isinstance(value, dict | list | tuple | deque) and id(value) not in around:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in [*items]:
-            _collect(f"{name}[{key!r}]", item, found, around | {id(value)})
+        return
+    if isinstance(value, dict):
+        items = [(f"{name}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | deque):
+        items = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+    elif type(value).__dictoffset__ and not callable(value) and not isinstance(value, nn.Module | ModuleType):
+        items = [(f"{name}.{key}", item) for key, item in object.__getattribute__(value, "__dict__").items()]
+    else:
+        return
+    if id(value) not in seen:
+        seen.add(id(value))
+        for path, item in items:
+            _collect(path, item, found, seen)
 
 
 @contextmanager

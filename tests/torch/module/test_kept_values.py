@@ -1,6 +1,8 @@
 """What the code of a module keeps on itself is the same after a fold: whoever reads it need not know of the fold."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ class Net(nn.Module):
         self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
         self.conv2, self.bn2 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
         self.kept: list[object] = []
-        self.named: dict[str, object] = {}
+        self.named: dict[str, Any] = {"b": SimpleNamespace(value=[])}
         self.keep = keep
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,6 +46,7 @@ def last(module: nn.Module) -> Tensor:
     found = [
         *vars(module)["kept"],
         *module.named.values(),
+        *module.named["b"].value,
         getattr(module, "value", None),
         getattr(module.conv, "value", None),
     ]
@@ -66,7 +69,11 @@ def keeps_in_child(module: nn.Module, value: Tensor) -> None:
     module.conv.value = value
 
 
-PLACES = [keeps_in_list, keeps_in_dict, keeps_as_attribute, keeps_in_child]
+def keeps_in_object(module: nn.Module, value: Tensor) -> None:
+    module.named["b"].value = [value]
+
+
+PLACES = [keeps_in_list, keeps_in_dict, keeps_as_attribute, keeps_in_child, keeps_in_object]
 
 
 @pytest.mark.parametrize("place", PLACES)
