@@ -24,29 +24,31 @@ def kept_tensors(module: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for path, child in module.named_modules():
-        for name, value in vars(child).items():
-            if name not in _OF_TORCH and "_hooks" not in name:
-                _collect(f"{path}.{name}" if path else name, value, found, seen)
+    waiting = [
+        (f"{path}.{name}" if path else name, value)
+        for path, child in module.named_modules()
+        for name, value in vars(child).items()
+        if name not in _OF_TORCH and "_hooks" not in name
+    ]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += _inside(name, value)
     return found
 
 
-def _collect(name: str, value: object, found: dict[str, Tensor], seen: set[int]) -> None:
-    if isinstance(value, Tensor):
-        found[name] = value
-        return
+def _inside(name: str, value: object) -> list[tuple[str, object]]:
+    """What a container or a plain object holds, by its path."""
     if isinstance(value, dict):
-        items = [(f"{name}[{key!r}]", item) for key, item in value.items()]
-    elif isinstance(value, list | tuple | deque):
-        items = [(f"{name}[{index}]", item) for index, item in enumerate(value)]
-    elif type(value).__dictoffset__ and not callable(value) and not isinstance(value, nn.Module | ModuleType):
-        items = [(f"{name}.{key}", item) for key, item in object.__getattribute__(value, "__dict__").items()]
-    else:
-        return
-    if id(value) not in seen:
-        seen.add(id(value))
-        for path, item in items:
-            _collect(path, item, found, seen)
+        return [(f"{name}[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, list | tuple | deque):
+        return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
+    if type(value).__dictoffset__ and not callable(value) and not isinstance(value, nn.Module | ModuleType):
+        return [(f"{name}.{key}", item) for key, item in object.__getattribute__(value, "__dict__").items()]
+    return []
 
 
 @contextmanager
