@@ -197,6 +197,8 @@ BACKWARD = {
     "ReduceMax": Case("r = ReduceMax <keepdims=0> (i, three)", bn="positive", rank=3),
     "Relu": Case("r = Relu (i)", bn="positive scale"),
     "LeakyRelu": Case("r = LeakyRelu <alpha=-0.5> (i)", bn="positive scale"),
+    "Clip at zero": Case("r = Clip (i, nothing)", bn="positive scale"),
+    "Clip without bounds": Case("r = Clip (i)"),
     "PRelu": Case("r = PRelu (i, slope)", bn="positive scale"),
     "Resize, nearest": Case('r = Resize <mode="nearest"> (i, , doubled)'),
     "Resize, linear": Case('r = Resize <mode="linear"> (i, , doubled)'),
@@ -280,6 +282,7 @@ BACKWARD_STOPS = {
     "Sigmoid": Case("r = Sigmoid (i)", bn="positive scale", code="nonlinear"),
     "HardSwish": Case("r = HardSwish (i)", bn="positive scale", code="nonlinear"),
     "Clip": Case("r = Clip (i, nothing, half)", bn="positive scale", code="nonlinear"),
+    "Clip at zero from above": Case("r = Clip (i, , nothing)", bn="positive scale", code="nonlinear"),
     "Pad, zeros and a shift": Case("r = Pad (i, border)", code="shift"),
     "Pad, another number": Case("r = Pad (i, border, half)", bn="any scale", code="no_rule"),
     "Resize, tf_crop_and_resize": Case(

@@ -62,6 +62,11 @@ class NodeView:
         known = self._constants.type_of(self.node.input[position])
         return known[0][-1] if known is not None and known[0] else None
 
+    def bound(self, position: int, attribute: str) -> tuple[float, ...] | None:
+        """A number from a constant input, or before opset 11 from an attribute; empty if absent, None if not known."""
+        given = find_attribute(self.node, attribute)
+        return self.numbers(position, "") if given is None else (given.f,)
+
     def flows(self, position: int) -> bool:
         """Whether an input is computed while the model runs."""
         return not self._constants.is_constant(self.node.input[position])

@@ -252,6 +252,14 @@ def _relu(_: NodeView) -> Lifted | None:
     return Op.RELU, None
 
 
+def _clip(view: NodeView) -> Lifted | None:
+    """Without bounds it changes nothing, and with zero for the lower one it is Relu."""
+    low, high = (view.bound(position, name) for position, name in ((1, "min"), (2, "max")))
+    if high != ():
+        return None
+    return (Op.IDENTITY, None) if low == () else (Op.RELU, None) if low == (0,) else None
+
+
 def _prelu(view: NodeView) -> Lifted | None:
     return (Op.RELU, None) if view.is_constant(1) else None
 
@@ -308,6 +316,7 @@ _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
     "Relu": _relu,
     "LeakyRelu": _relu,
     "PRelu": _prelu,
+    "Clip": _clip,
     "Resize": _resize,
     "Upsample": _resize,
     "DepthToSpace": _depth_to_space,
