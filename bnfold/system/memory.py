@@ -11,8 +11,17 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def memory_left() -> int:
     """Bytes that this process can still allocate: the least of what the system, its container and its limit leave."""
+    return min(memory_of_all(), _least(_of_limit))
+
+
+def memory_of_all() -> int:
+    """Bytes that the system and the container have left: where there are none, they end processes."""
+    return _least(_of_system, _of_container)
+
+
+def _least(*measures: Callable[[], int]) -> int:
     found = [sys.maxsize]
-    for measure in (_of_system, _of_container, _of_limit):
+    for measure in measures:
         with suppress(ImportError, OSError, ValueError, LookupError, StopIteration):
             found.append(measure())
     return min(found)

@@ -13,6 +13,11 @@ _NO_THREAD = "can't start new thread"
 _NO_FILES = re.compile("too many open files", re.IGNORECASE)
 
 
+def lacks_arena(error: BaseException) -> bool:
+    """Whether protobuf could not parse a message because there was no memory for it, which it says in words alone."""
+    return type(error).__name__ == "DecodeError" and "Arena alloc failed" in str(error)
+
+
 def explained(error: Exception) -> BnfoldError:
     """An exception as an error with a sentence; one of ours is itself."""
     if isinstance(error, BnfoldError):
@@ -35,7 +40,7 @@ def _shortage(error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
     is_import = isinstance(error, ImportError)  # of a library, which says what it lacks in words alone
     no_thread = isinstance(error, RuntimeError) and str(error) == _NO_THREAD  # no memory for its stack
-    no_memory = isinstance(error, MemoryError) or number == errno.ENOMEM or no_thread
+    no_memory = isinstance(error, MemoryError) or number == errno.ENOMEM or no_thread or lacks_arena(error)
     if no_memory or (is_import and _NO_MEMORY.search(str(error))):
         return (
             "There is not enough memory for this. What is in use may be limited (ulimit -v), or the model is too large"

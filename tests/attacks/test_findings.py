@@ -13,6 +13,7 @@ from small_networks import original, random_layers
 import bnfold
 from bnfold.errors import ModelLoadError
 from bnfold.onnx.lift.shapes.inference import may_follow_elements
+from bnfold.onnx.lift.types import declare, shape_of
 from bnfold.verification.inputs.sampling import declared_inputs
 
 
@@ -86,6 +87,18 @@ def written(path: Path, nodes: str, outputs: str = "float[] y") -> Path:
         value.type.tensor_type.ClearField("shape")
     onnx.save(model, path)
     return path
+
+
+def test_a_size_beyond_64_bits_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path = written(path, "f = Constant <value_ints = [-1, 8]> ()\n y = Reshape (big, f)")
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("big", 1, [2**62, 2, 8, "n"]))
+    onnx.save(model, path)
+    assert len(bnfold.fold(path).plan.left) == 1
+    value = onnx.ValueInfoProto()
+    declare(value, (2**63, 3))
+    assert shape_of(value.type.tensor_type) == (None, 3)
 
 
 def test_a_dropout_with_a_mask_that_nobody_reads(tmp_path: Path) -> None:

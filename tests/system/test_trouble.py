@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from bnfold.errors import BnfoldError, ModelLoadError, UsageError
 from bnfold.system.trouble import explained
@@ -28,6 +29,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (MemoryError(), "not enough memory"),
         (OSError(errno.ENOMEM, "x"), "not enough memory"),
         (RuntimeError("can't start new thread"), "not enough memory"),
+        (DecodeError("Error parsing message with type 'onnx.ModelProto': Arena alloc failed"), "not enough memory"),
         (ImportError("libx.so: failed to map segment from shared object"), "not enough memory"),
         (ImportError("Exception caught: std::bad_alloc"), "not enough memory"),
         (OSError(errno.EMFILE, "x"), "Too many files"),

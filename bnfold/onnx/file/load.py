@@ -18,6 +18,7 @@ from bnfold.onnx.file.external import ExternalFiles
 from bnfold.onnx.file.tensors import Held, TensorStore, require_nbytes
 from bnfold.onnx.proto.walk import is_text, model_tensors
 from bnfold.system.source_file import SourceFile
+from bnfold.system.trouble import lacks_arena
 
 
 @dataclass(slots=True)
@@ -124,6 +125,8 @@ def read_skeleton(file: SourceFile) -> tuple[onnx.ModelProto, TensorStore, bool]
     except wire.WireError as error:
         raise _not_onnx(file, str(error)) from error
     except DecodeError as error:
+        if lacks_arena(error):
+            raise
         raise _not_onnx(file, "it cannot be parsed") from error
 
 

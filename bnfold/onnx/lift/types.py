@@ -10,6 +10,8 @@ from onnx import helper
 from bnfold.algebra.rounding import DType
 from bnfold.onnx.proto.names import GraphLike
 
+_LARGEST_SIZE = 2**63 - 1
+
 Shape = tuple[int | str | None, ...]
 
 ValueTypes = Mapping[str, tuple[Shape | None, str]]
@@ -58,13 +60,14 @@ def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:
 
 
 def declare(value: onnx.ValueInfoProto, shape: Shape) -> None:
-    """Declares the sizes of a tensor."""
+    """Declares the sizes of a tensor; one that no file can say, which only hostile ones come to, is not known."""
     declared = value.type.tensor_type.shape
     del declared.dim[:]
     for size in shape:
         dim = declared.dim.add()
         if isinstance(size, int):
-            dim.dim_value = size
+            if size <= _LARGEST_SIZE:
+                dim.dim_value = size
         elif size is not None:
             dim.dim_param = size
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from bnfold.errors import UsageError, VerificationError
-from bnfold.system.memory import memory_left
+from bnfold.system.memory import memory_of_all
 
 RUN_LIMIT_S = 600.0
 """Longest time for one run of a model if the caller says nothing: far more than any model needs that is fit for use."""
@@ -78,7 +78,7 @@ def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: flo
             thread.join(min(_AGAIN_S, limit_s))  # not every system interrupts a longer wait
             if thread.is_alive() and time.monotonic() > deadline:
                 raise _over(limit_s)
-            if thread.is_alive() and memory_left() < _RESERVE_NBYTES:
+            if thread.is_alive() and memory_of_all() < _RESERVE_NBYTES:
                 raise VerificationError(
                     "a run of the model takes all the memory that is left, so nothing can be compared",
                     hint="Give smaller inputs with --input, or more memory.",

@@ -79,7 +79,7 @@ def test_what_ends_in_time_is_left_alone() -> None:
 
 
 def test_a_run_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "memory_left", lambda: 1 << 20)
+    monkeypatch.setattr(limits, "memory_of_all", lambda: 1 << 20)
     stopped = threading.Event()
     with pytest.raises(VerificationError, match="takes all the memory that is left"):
         limits.run_apart(lambda: stopped.wait(60), stopped.set, 60)
