@@ -7,6 +7,7 @@ comparisons and the few functions that torch itself writes.
 
 import ast
 import re
+from functools import lru_cache
 
 _SYMBOLIC_FUNCTIONS = frozenset(
     [
@@ -44,13 +45,15 @@ def is_symbolic(text: str) -> bool:
     return _is_symbolic_tree(tree.body)
 
 
+@lru_cache(maxsize=256)
 def is_guard(text: str) -> bool:
     """Whether a text is a guard on inputs such as `L['x'].size()[0] >= 2`, and nothing else."""
     tree = _parsed(text)
     if tree is None:
         return False
-    methods = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return all(_is_guard_node(node, called=id(node) in methods) for node in ast.walk(tree))
+    nodes = [*ast.walk(tree)]
+    methods = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    return all(_is_guard_node(node, called=id(node) in methods) for node in nodes)
 
 
 def _parsed(text: str) -> ast.Expression | None:
