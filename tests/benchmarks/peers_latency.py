@@ -125,8 +125,9 @@ def main() -> None:
                     continue
             best = shortest(runs, feeds(onnx.load(source)), arguments.runs)
             cells = [f"{best[tool] * 1e3:.2f} ms" if tool in best else "–" for tool in TOOLS]
-            ratio = best["bnfold"] / min(seconds for tool, seconds in best.items() if tool != "bnfold")
-            print(f"| {model.name} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
+            others = [seconds for tool, seconds in best.items() if tool != "bnfold"]
+            ratio = f"{best['bnfold'] / min(others):.2f}" if others and "bnfold" in best else "–"
+            print(f"| {model.name} | {' | '.join(cells)} | {ratio} |", flush=True)
 
 
 if __name__ == "__main__":
