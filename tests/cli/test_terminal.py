@@ -174,13 +174,14 @@ def test_a_signal_leaves_nothing(number, tmp_path):
         "import signal, time, bnfold.onnx.file.output as output\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without one
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "write = output.Output.write\n"
-        "output.Output.write = lambda *words: (time.sleep(0.2), write(*words))\n"
+        "put = output.Output.put\n"
+        "output.Output.put = lambda *words: time.sleep(0.2) or put(*words)\n"
     )
     program = slow + "from bnfold.cli.main import main; main()"
     words = ["fold", str(SAMPLE), "-o", str(tmp_path / "out.onnx"), "--no-verify"]
     child = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.iterdir()):
+        assert child.poll() is None
         time.sleep(0.01)
     child.send_signal(number)
     _, said = child.communicate()
