@@ -10,14 +10,11 @@ import threading
 _COLLECTED_AFTER = 20_000
 """Objects before Python looks for cycles: after 700, as usual, is a tenth of the time of a fold, and finds none."""
 
-_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
-
 
 def main() -> None:
     """Runs the command line; an interruption leaves no traceback, even while it is being imported."""
     gc.set_threshold(_COLLECTED_AFTER, *gc.get_threshold()[1:])
     try:
-        _import_numpy()
         from bnfold.cli import main as run  # type: ignore[import-not-found]  # its files are in cli/
 
         try:
@@ -29,16 +26,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; no file was left half written.\n")
         sys.exit(130)
-
-
-def _import_numpy() -> None:
-    """Imports numpy without the threads of its BLAS: they take a fifth of a small fold, and nothing for them to do."""
-    asked = _BLAS_THREADS in os.environ
-    os.environ.setdefault(_BLAS_THREADS, "1")
-    import numpy  # noqa: F401 - what reads the variable
-
-    if not asked:
-        del os.environ[_BLAS_THREADS]
 
 
 def _leave_at_once(code: object) -> None:

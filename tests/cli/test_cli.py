@@ -233,7 +233,7 @@ def test_verify_two_files(run, tmp_path):
 def test_help_imports_neither_torch_nor_onnxruntime():
     code = (
         "import sys, bnfold; sys.argv = ['bnfold', '--help']\n"
-        "from bnfold.cli import main\n"
+        "from bnfold.__main__ import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy', 'onnx_ir'} & set(sys.modules)\n"

@@ -448,7 +448,7 @@ def test_help_imports_no_torch_for_any_command():
     for command in ("fold", "inspect", "verify"):
         script = (
             f"import sys; sys.argv = ['bnfold', '{command}', '--help']\n"
-            "from bnfold.cli import main\n"
+            "from bnfold.__main__ import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
             "print('HEAVY', sorted({'torch', 'onnxruntime', 'onnx', 'numpy'} & set(sys.modules)))"
