@@ -198,6 +198,10 @@ class Value:
     measured_by: list[Reading] = field(default_factory=list)
     observer: Stop | None = None
 
+    def size(self, axis: int) -> int | str | None:
+        """The size of an axis (negative), as far as it is known."""
+        return None if self.shape is None or len(self.shape) < -axis else self.shape[axis]
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Node:

@@ -29,14 +29,13 @@ from bnfold.onnx.proto.names import (
     string_attribute,
 )
 
-_REDUCTIONS = "ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceMax ReduceMin ReduceProd ReduceSumSquare"
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
 EXPRESSIONS = frozenset(
     "Identity Cast CastLike Expand Reshape Transpose ConstantOfShape Shape Squeeze Unsqueeze Flatten Concat Slice"
     " Gather GatherElements ScatterElements ScatterND Tile Pad Trilu Add Sub Mul Div Neg Abs Sign Sqrt Pow Reciprocal"
     " Exp Log Sigmoid Tanh Softplus Softmax Relu Clip Round Floor Ceil Mod Max Min Sum Mean Where Equal Greater"
-    " GreaterOrEqual Less LessOrEqual And Or Not QuantizeLinear DequantizeLinear".split()
-    + _REDUCTIONS.split()
+    " GreaterOrEqual Less LessOrEqual And Or Not QuantizeLinear DequantizeLinear ReduceSum ReduceMean ReduceL1"
+    " ReduceL2 ReduceMax ReduceMin ReduceProd ReduceSumSquare".split()
 ).union(_PRODUCTS)
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
 _KEPT_ELEMENTS = 1 << 16

@@ -233,7 +233,7 @@ class _Lifter:
         found = lift_map(node, constants, source_rank, handle.bias_node)
         if isinstance(found, LinearMap) and len(inputs) == 1:
             outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
-            if not found.broadcasts_input or _size(inputs[0], found.input_axis) != 1:
+            if not found.broadcasts_input or inputs[0].size(found.input_axis) != 1:
                 require_channels(node, inputs[0], found.input_axis, found.in_channels)
             if not found.broadcasts_input:
                 _learn_size(inputs[0], found.input_axis, found.in_channels)
@@ -414,11 +414,6 @@ def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) ->
     if not (is_standard(node, "MatMul") or is_block_product(node)):
         return (None,) * len(linear.weight.shape)
     return None if source is None else (None,) * max(len(source), len(linear.weight.shape) if linear.order else 0)
-
-
-def _size(value: Value, axis: int) -> int | str | None:
-    """The size of an axis (negative), as far as it is known."""
-    return None if value.shape is None or len(value.shape) < -axis else value.shape[axis]
 
 
 def _learn_size(value: Value, axis: int, size: int) -> None:

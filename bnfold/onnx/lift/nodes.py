@@ -102,9 +102,7 @@ def require_channels(node: onnx.NodeProto, source: Value, axis: int, channels: i
     Raises:
         ModelLoadError: The number is another one.
     """
-    if source.shape is None or len(source.shape) < -axis:
-        return
-    size = source.shape[axis]
+    size = source.size(axis)
     if isinstance(size, int) and size != channels:
         message = f"{_of(node)} is for {channels} channels, and its input '{source.name}' has {size}"
         raise ModelLoadError(message)

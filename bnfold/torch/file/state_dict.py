@@ -13,6 +13,7 @@ import torch
 from bnfold.errors import ModelLoadError, UnsafeModelError, UnsupportedModelError
 from bnfold.extras import require
 from bnfold.system.source_file import SourceFile
+from bnfold.torch.fx.tensors import named_tensors
 
 _NESTS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params"),
@@ -213,7 +214,7 @@ def _kind(tensor: torch.Tensor) -> str:
 def _shapes(module: torch.nn.Module) -> _Wanted:
     """For each tensor of the state dict its shape, and all names that it goes by."""
     tensors = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    named = [*named_tensors(module)]
     names: dict[int, list[str]] = {}
     for name, tensor in named:
         names.setdefault(id(tensor), []).append(name)

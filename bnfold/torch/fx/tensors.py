@@ -1,6 +1,6 @@
 """Torch tensors as numpy arrays and back, bit for bit: bfloat16 and the 8-bit floats go through `ml_dtypes`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -103,6 +103,12 @@ def to_torch(array: Array, device: torch.device | str = "cpu", *, copy: bool = T
         return torch.from_numpy(contiguous).to(device)
     bits = contiguous.view(_DTYPES[carrier])
     return torch.from_numpy(bits).view(dtype).to(device)
+
+
+def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a module, under all of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def count_parameters(tensors: Iterable[object]) -> int:

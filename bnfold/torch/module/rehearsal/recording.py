@@ -5,7 +5,7 @@ and buffers have their names. Modules that a fold takes out are left out in the 
 that they were given.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bnfold.torch.capture.eager_run import followed, undisturbed
 from bnfold.torch.capture.export import Arguments
+from bnfold.torch.fx.tensors import named_tensors
 from bnfold.torch.module.rehearsal.shape_cache import ShapeCache
 
 _PLAIN = (int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
@@ -277,12 +278,6 @@ def _on_meta(tensor: Tensor) -> Tensor:
 def _copied(value: object) -> object:
     copied: object = pytree.tree_map_only(Tensor, torch.clone, value)
     return copied
-
-
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers of a module, under all of their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _is_tensor(leaf: object) -> TypeGuard[Tensor]:

@@ -18,9 +18,9 @@ from bnfold.torch.capture.capture import Capture
 from bnfold.torch.capture.copying import copy_with, shadow
 from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.kept_state import kept
-from bnfold.torch.fx.tensors import to_numpy
+from bnfold.torch.fx.tensors import named_tensors, to_numpy
 from bnfold.torch.module.apply import Edits, Write, apply_module
-from bnfold.torch.module.rehearsal.recording import Edited, Record, Values, named_tensors, record
+from bnfold.torch.module.rehearsal.recording import Edited, Record, Values, record
 from bnfold.torch.module.rehearsal.shape_cache import ShapeCache
 from bnfold.torch.module.removal import ONLY_A_GRAPH
 from bnfold.torch.module.tensor_slots import Place

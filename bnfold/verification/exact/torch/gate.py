@@ -17,6 +17,7 @@ from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, sp
 from bnfold.torch.capture.export import Refused, trace
 from bnfold.torch.capture.wrappers import unwrap
 from bnfold.torch.module.fold import FoldedModule, fold_module
+from bnfold.torch.module.module_planner import Findings
 from bnfold.torch.program.fold import FoldedProgram, fold_program
 from bnfold.verification.exact.judging import NotCutError, summed_up
 from bnfold.verification.exact.numbers import Numbers
@@ -95,8 +96,15 @@ def check_module(
     if not real.changed:
         return Exact(Verdict.PASS)
     started = time.perf_counter()
+
+    def fold(stand_in: nn.Module, known: Findings | None) -> FoldedModule:
+        return fold_module(stand_in, example_inputs, dynamic_shapes, skip=skip, only=only, known=known)
+
+    def export(one: nn.Module) -> ExportedProgram:
+        return trace(shadow(one), split_inputs(example_inputs), dynamic_shapes)
+
     try:
-        found = _check_module(unwrap(module), example_inputs, dynamic_shapes, real, skip, only)
+        found = _check_module(unwrap(module), real, fold, export)
     except Refused as refused:
         found = Exact(Verdict.INCONCLUSIVE, f"torch.export refuses the whole module: {refused.reason}")
     except (NotPairedError, BnfoldError) as error:
@@ -106,26 +114,22 @@ def check_module(
 
 def _check_module(
     module: nn.Module,
-    example_inputs: ExampleInputs,
-    dynamic_shapes: DynamicShapes | None,
     real: FoldedModule,
-    skip: tuple[str, ...],
-    only: tuple[str, ...],
+    fold: Callable[[nn.Module, Findings | None], FoldedModule],
+    export: Callable[[nn.Module], ExportedProgram],
 ) -> Exact:
-    arguments = split_inputs(example_inputs)
-    program = real.findings.whole or trace(shadow(module), arguments, dynamic_shapes)
+    program = real.findings.whole or export(module)
     found = Exact(Verdict.INCONCLUSIVE)
     for seed in range(_ATTEMPTS):
         small = SmallNumbers(program, Numbers(seed))
         original = stand_in_module(module, small)
         for known in dict.fromkeys((stand_in_findings(real.findings, small, original), None)):
-            folded = fold_module(original, example_inputs, dynamic_shapes, skip=skip, only=only, known=known)
+            folded = fold(original, known)
             other = difference(real.plan, folded.plan)
             if other:
                 found = other_plan(other)
                 break
-            first = read(folded.findings.whole or trace(shadow(original), arguments, dynamic_shapes))
-            second = read(trace(shadow(folded.module), arguments, dynamic_shapes))
+            first, second = read(folded.findings.whole or export(original)), read(export(folded.module))
             found = compare_programs(first, second, by_known_plan(first, second, folded.plan))
             if known is None or found.verdict is not Verdict.FAIL:
                 return found

@@ -23,7 +23,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from bnfold.algebra.rounding import Array
 from bnfold.torch.capture.copying import ModuleT, copy_with
 from bnfold.torch.fx.nodes import arguments
-from bnfold.torch.fx.tensors import to_torch
+from bnfold.torch.fx.tensors import named_tensors, to_torch
 from bnfold.torch.module.module_planner import Findings
 from bnfold.torch.module.weight_homes import computing_hook, is_computed
 from bnfold.torch.program.editor import ProgramEditor
@@ -59,16 +59,16 @@ def stand_in_findings(findings: Findings, small: SmallNumbers, copied: nn.Module
     Returns:
         None where that cannot be so.
     """
-    program, (piece, *others) = findings.whole, findings.captured.pieces
-    tensors = dict(_held(copied))
-    if program is None or others or small.computed or program.constants.keys() - tensors:
+    program, pieces = findings.whole, findings.captured.pieces
+    tensors = dict(named_tensors(copied))
+    if program is None or len(pieces) > 1 or small.computed or program.constants.keys() - tensors:
         return None
     editor = ProgramEditor(program)
     _put(editor, [(name, tensors[name]) for name, _ in _tensors(program) if name in tensors])
     for node, (_, epsilon) in small.epsilons.items():
         _set_epsilon(editor.call(node), epsilon)
     program = editor.finish()
-    captured = replace(findings.captured, pieces=(replace(piece, program=program),))
+    captured = replace(findings.captured, pieces=(replace(pieces[0], program=program),))
     kept = {(id(program), name): stop for (_, name), stop in findings.kept.items()}
     return replace(findings, captured=captured, kept=kept)
 
@@ -157,11 +157,6 @@ def set_argument(call: fx.Node, name: str, value: float) -> None:
             call.args = (*call.args[:position], value, *call.args[position + 1 :])
             return
     call.kwargs = {**call.kwargs, name: value}
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _tensors(program: ExportedProgram) -> Iterator[tuple[str, torch.Tensor]]:
