@@ -9,7 +9,7 @@ from bnfold import checking
 from bnfold.errors import UsageError, VerificationError
 from bnfold.model_kind import is_ir_model, is_module, is_program, is_pt2, is_torch
 from bnfold.result import FoldResult
-from bnfold.text.progress import telling
+from bnfold.text.progress import begin, heard_by
 
 if TYPE_CHECKING:
     import onnx
@@ -151,30 +151,31 @@ def fold(
         raise UsageError(message)
     if verify and inplace:
         raise checking.no_original()
-    telling(progress)("folding")
-    result = _fold(
-        model,
-        example_inputs,
-        dynamic_shapes,
-        skip=_patterns("skip", skip),
-        only=_patterns("only", only),
-        form=_leftover(leftover),
-        merge=merge,
-        repair=repair,
-        inplace=inplace,
-    )
-    if check and result.check().verdict == "fail":
-        raise VerificationError(
-            f"the fold is wrong: {result.check().reason}",
-            hint="This is a bug in bnfold; skip= leaves the BatchNorms that it is about as they are.",
+    with heard_by(progress):
+        begin("folding")
+        result = _fold(
+            model,
+            example_inputs,
+            dynamic_shapes,
+            skip=_patterns("skip", skip),
+            only=_patterns("only", only),
+            form=_leftover(leftover),
+            merge=merge,
+            repair=repair,
+            inplace=inplace,
         )
-    if verify:
-        result.report = result.verify(progress=progress)
-        if result.report.verdict != "pass":
+        if check and result.check().verdict == "fail":
             raise VerificationError(
-                f"the folded model does not match: {result.report.summary_line()}",
-                hint="fold without verify=True, and result.verify().summary(), tells more.",
+                f"the fold is wrong: {result.check().reason}",
+                hint="This is a bug in bnfold; skip= leaves the BatchNorms that it is about as they are.",
             )
+        if verify:
+            result.report = result.verify()
+            if result.report.verdict != "pass":
+                raise VerificationError(
+                    f"the folded model does not match: {result.report.summary_line()}",
+                    hint="fold without verify=True, and result.verify().summary(), tells more.",
+                )
     return result
 
 

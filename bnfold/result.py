@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+from bnfold.text.progress import begin, heard_by
 from bnfold.text.tables import Block, as_html, as_text
 
 if TYPE_CHECKING:
     from bnfold.planning.plan import Plan
     from bnfold.report import Exact, Report
     from bnfold.system.staging import Staged, Written
+    from bnfold.text.progress import Progress
 
 ModelT_co = TypeVar("ModelT_co", covariant=True)
 
@@ -61,6 +63,7 @@ class FoldResult(Generic[ModelT_co]):
             What was found; a wrong fold is a verdict in it, not an error.
         """
         if self._exact is None:
+            begin("comparing each changed region exactly")
             self._exact = self._check()
         return self._exact
 
@@ -76,7 +79,8 @@ class FoldResult(Generic[ModelT_co]):
         Raises:
             UsageError: A module was folded in place, so that there is no original; or as of `bnfold.verify`.
         """
-        return self._verify(self.model, {"exact": self.check(), **options})
+        with heard_by(cast("Progress | None", options.get("progress"))):
+            return self._verify(self.model, {"exact": self.check(), **options})
 
     def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
         """Writes the folded model, without verifying it.

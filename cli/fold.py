@@ -11,6 +11,7 @@ import typer
 from bnfold.errors import OutputError, UsageError
 from bnfold.files.job import Done, Job, Terms, carry_out
 from bnfold.files.records import FileOptions
+from bnfold.text.progress import begin, heard_by
 from bnfold.text.tables import Block, Table, size
 
 from .many import Batch, fold_batch, require_one
@@ -150,11 +151,12 @@ def fold(
     with ExitStack() as stack:
         progress = stack.enter_context(shown(quiet=quiet))
         verification = replace(verification, progress=progress)
-        progress("folding")
+        stack.enter_context(heard_by(progress))
+        begin("folding")
         terms = Terms(not no_verify, require_all, dry_run, hashed=as_json or page is not None)
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
-            done = carry_out(job, output, terms, started, progress)
+            done = carry_out(job, output, terms, started)
     report, written = done.report, done.written
     timing = timing_of_fold(model, cast(Path, output), code, verification) if bench and written else None
     if not quiet:

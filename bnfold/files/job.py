@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.text.progress import Progress, telling
+from bnfold.text.progress import begin
 
 if TYPE_CHECKING:
     from bnfold.planning.plan import Plan
@@ -99,7 +99,7 @@ class Done:
     good: bool
 
 
-def carry_out(job: Job, output: Path | None, terms: Terms, started: float, progress: Progress | None = None) -> Done:
+def carry_out(job: Job, output: Path | None, terms: Terms, started: float) -> Done:
     """Writes, verifies and puts in place what was folded.
 
     Args:
@@ -107,7 +107,6 @@ def carry_out(job: Job, output: Path | None, terms: Terms, started: float, progr
         output: The destination; None for a dry run.
         terms: On which.
         started: When the fold began, by `time.perf_counter`.
-        progress: Told, in words, what is being done.
 
     Raises:
         OutputError: It cannot be written; what was there is as it was.
@@ -115,7 +114,6 @@ def carry_out(job: Job, output: Path | None, terms: Terms, started: float, progr
     """
     from bnfold.report import Report, Verdict, complete
 
-    tell = telling(progress)
     source = describe(job.source, hashed=terms.hashed)
     timings_s = {"fold": time.perf_counter() - started}
     written, unmet = None, terms.require_all and job.plan.batch_norms_left > 0
@@ -123,10 +121,10 @@ def carry_out(job: Job, output: Path | None, terms: Terms, started: float, progr
         reason = "a BatchNorm is left, and --require-all was asked for" if unmet else "dry run"
         report, good = Report(Verdict.SKIPPED, reason), not unmet
     else:
-        tell("writing")
+        begin("writing")
         with job.stage(output) as staged:
             timings_s["write"] = time.perf_counter() - started - timings_s["fold"]
-            report = _verified(job, staged.path, tell, verifies=terms.verifies)
+            report = _verified(job, staged.path, verifies=terms.verifies)
             good = report.verdict in (Verdict.PASS, Verdict.SKIPPED)
             if good:
                 written = staged.commit()
@@ -157,7 +155,7 @@ def describe(model: "Path | FileInfo", *, hashed: bool, data: Sequence[Path] | N
     return file_info(model, data or (), hashed=hashed)
 
 
-def _verified(job: Job, staged: Path, tell: Progress, *, verifies: bool) -> "Report":
+def _verified(job: Job, staged: Path, *, verifies: bool) -> "Report":
     """What all gates say of a model that was staged; after a wrong region, nothing is run."""
     from bnfold.report import Report, Verdict
 
@@ -165,5 +163,4 @@ def _verified(job: Job, staged: Path, tell: Progress, *, verifies: bool) -> "Rep
         return Report(Verdict.SKIPPED, "nothing was changed, the output is a copy of the input")
     if not verifies:
         return Report(Verdict.SKIPPED, "--no-verify was asked for")
-    tell("comparing each changed region exactly")
     return job.verify(staged, job.check())

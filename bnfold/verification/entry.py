@@ -10,7 +10,7 @@ from bnfold.input_spec import Array, Shapes
 from bnfold.model_kind import is_torch
 from bnfold.report.records import Exact, Verdict
 from bnfold.report.report import Report
-from bnfold.text.progress import Progress
+from bnfold.text.progress import Progress, heard_by
 from bnfold.verification.exact.deciding import decided, failed
 from bnfold.verification.inputs.feeds import FeedRequest
 from bnfold.verification.inputs.sampling import Range
@@ -100,29 +100,28 @@ def verify(
         return failed(exact)
     else:
         is_exact = exact.verdict is Verdict.PASS
-    request = Request.of(
-        device, rtol, atol, tf32=tf32, timeout_s=timeout_s, threads=threads, progress=progress, is_exact=is_exact
-    )
-    if is_torch(original):
-        if names:
-            raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
-        from bnfold.verification.torch.run.samples import SampleRequest
-        from bnfold.verification.torch.verifier import verify_torch
+    request = Request.of(device, rtol, atol, tf32=tf32, timeout_s=timeout_s, threads=threads, is_exact=is_exact)
+    with heard_by(progress):
+        if is_torch(original):
+            if names:
+                raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
+            from bnfold.verification.torch.run.samples import SampleRequest
+            from bnfold.verification.torch.verifier import verify_torch
 
-        given = SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges)
-        report = verify_torch(cast("TorchLike", original), folded, given, request)
-    else:
-        if is_torch(folded):
-            message = "the original is an ONNX model, but the folded one is not"
-            raise UsageError(message, hint="Give the PyTorch original.")
-        if example_inputs is not None:
-            raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
-        arrays = cast("Mapping[str, Array] | Sequence[Mapping[str, Array]] | None", inputs)
-        report = verify_onnx(
-            cast(ModelLike, original),
-            cast(ModelLike, folded),
-            FeedRequest.of(arrays, samples, seed, shapes, value_ranges),
-            request,
-            names or {},
-        )
+            given = SampleRequest.of(example_inputs, inputs, samples, seed, shapes, value_ranges)
+            report = verify_torch(cast("TorchLike", original), folded, given, request)
+        else:
+            if is_torch(folded):
+                message = "the original is an ONNX model, but the folded one is not"
+                raise UsageError(message, hint="Give the PyTorch original.")
+            if example_inputs is not None:
+                raise UsageError("example_inputs are for PyTorch models", hint="Give arrays by name as inputs.")
+            arrays = cast("Mapping[str, Array] | Sequence[Mapping[str, Array]] | None", inputs)
+            report = verify_onnx(
+                cast(ModelLike, original),
+                cast(ModelLike, folded),
+                FeedRequest.of(arrays, samples, seed, shapes, value_ranges),
+                request,
+                names or {},
+            )
     return report if exact is None else decided(report, exact)

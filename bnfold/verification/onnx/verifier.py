@@ -14,6 +14,7 @@ from bnfold.onnx.proto.normalise import normalise
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
+from bnfold.text.progress import each
 from bnfold.verification.inputs.feeds import FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import declared_inputs
 from bnfold.verification.inputs.shapes import unequal_sizes
@@ -90,7 +91,7 @@ def verify_onnx(
 def _verify_on(
     device: Device, task: _Task, *, fell_back: str | None = None, deployed_on: Device | None = None
 ) -> Report:
-    clock = Clock(task.request.progress)
+    clock = Clock()
     with clock.measure("total"):
         report = _compare_models(device, deployed_on or device, task, clock, fell_back)
     return replace(report, timings_s=clock.timings_s)
@@ -110,7 +111,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         with clock.measure("inputs"):
             feeds, inputs = make_feeds(declared_inputs(original.proto), task.feeds, session.run)
         with clock.measure("original_runs"):
-            references = [session.run(feed) for feed in clock.each(feeds[1:])]
+            references = [session.run(feed) for feed in each(feeds[1:], "sample")]
     config = config_of(task.feeds.seed, len(feeds), inputs, tolerances)
     note = unequal_sizes(declared_inputs(original.proto), {info.name: info.shape for info in inputs})
     config = replace(config, inputs_note=note)
@@ -142,7 +143,7 @@ def _compare_models(device: Device, folded_device: Device, task: _Task, clock: C
         if problem := _other_interface(interface, (session.inputs, session.outputs)):
             return replace(report, verdict=Verdict.FAIL, reason=problem)
         with clock.measure("folded_runs"):
-            results = map(session.run, clock.each(feeds))
+            results = map(session.run, each(feeds, "sample"))
             compared = compare_results(baseline.references, results, tolerances)
         del session
     except RuntimeFailure as failure:

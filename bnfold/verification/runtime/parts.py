@@ -18,6 +18,7 @@ from onnx import helper
 
 from bnfold.input_spec import Array
 from bnfold.onnx.proto.names import reads_from_outside, subgraphs
+from bnfold.text.progress import each
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.sessions import Session
 
@@ -84,7 +85,7 @@ class InParts:
         fed = {name: read(name) for name in self._nbytes if name not in self._initializers}
         if self._whole is None:
             self._whole = self._session(self._proto, self._nbytes, read)
-        return [self._whole.run({**feed, **fed}) for feed in feeds]
+        return [self._whole.run({**feed, **fed}) for feed in each(feeds, "sample")]
 
     def _run_parts(
         self, feeds: Sequence[Mapping[str, Array]], read: Callable[[str], Array]
@@ -92,7 +93,7 @@ class InParts:
         """The outputs; None where one part would hand something to another that is no tensor."""
         known = [dict(feed) for feed in feeds]
         results: list[dict[str, object]] = [{} for _ in feeds]
-        for part in self._parts:
+        for part in each(self._parts, "part"):
             if not self._run_part(part, known, results, read):
                 return None
         return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bnfold.text.progress import Progress
 from bnfold.verification.judging.comparing import Tolerances
 from bnfold.verification.runtime.devices import Device, DeviceRequest, parse_device
 from bnfold.verification.runtime.limits import check_limit, require_threads
@@ -20,7 +19,6 @@ class Request:
         tf32: Whether a run as deployed was asked for.
         limit_s: Longest time for one run of a model, in seconds.
         threads: How many threads the runtime may have; None for its own choice.
-        progress: Told what is being done.
         is_exact: Whether the exact gate found every region that changed to be right.
     """
 
@@ -29,7 +27,6 @@ class Request:
     tf32: bool
     limit_s: float
     threads: int | None
-    progress: Progress | None
     is_exact: bool
 
     @staticmethod
@@ -41,7 +38,6 @@ class Request:
         tf32: bool,
         timeout_s: float,
         threads: int | None,
-        progress: Progress | None,
         is_exact: bool,
     ) -> Request:
         """What a caller says, checked.
@@ -56,7 +52,6 @@ class Request:
             tf32,
             check_limit(timeout_s),
             threads,
-            progress,
             is_exact,
         )
 

@@ -11,6 +11,7 @@ from bnfold.model_kind import is_torch
 from bnfold.report.clock import Clock
 from bnfold.report.records import DeviceInfo, OutputMetrics, Verdict
 from bnfold.report.report import Report
+from bnfold.text.progress import each
 from bnfold.torch.capture.example_inputs import array_hint
 from bnfold.verification.judging.comparing import (
     Compared,
@@ -93,7 +94,7 @@ def verify_torch(original: TorchLike, folded: AnyModel, samples: SampleRequest, 
         check_modes(task.original, task.folded)
     used, onnx_device, fell_back = _devices(task)
     onnx_device = onnx_device and request.limited(onnx_device)
-    clock = Clock(request.progress)
+    clock = Clock()
     with clock.measure("total"), limited_to(request.threads):
         report = _compare(task, request.limited(used), onnx_device, fell_back, clock)
     return replace(report, timings_s=clock.timings_s)
@@ -128,7 +129,7 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
         with clock.measure("original_runs"):
             runner = task.original.runner(device)
             placement = runner.placement(samples[0])
-            references: list[Results] = [runner.run(sample, seed=seed) for sample in clock.each(samples)]
+            references: list[Results] = [runner.run(sample, seed=seed) for sample in each(samples, "sample")]
             random = _random_operation(runner, placement, samples[0], references[0], seed)
     except RunError as error:
         raise VerificationError(
@@ -152,15 +153,13 @@ def _compare(task: _Task, device: Device, onnx_device: Device | None, fell_back:
         outcome = _sites(task, device, samples[0])
     report = replace(report, sites=outcome.sites, sites_note=outcome.note)
     with clock.measure("folded_runs"):
-        found = _run_folded(task, clock, device, onnx_device, samples, references[0])
+        found = _run_folded(task, device, onnx_device, samples, references[0])
     if isinstance(found, str):
         return does_not_run(report, found)
     compared = compare_results(references, found, tolerances)
     if task.request.tf32 and device.kind == "cuda":
         with clock.measure("as_deployed"):
-            report = replace(
-                report, as_deployed=_run_as_deployed(task, clock, device, onnx_device, samples, references)
-            )
+            report = replace(report, as_deployed=_run_as_deployed(task, device, onnx_device, samples, references))
     with clock.measure("noise"):
         measured = Measured(
             task.original,
@@ -215,7 +214,6 @@ def _sites(task: _Task, device: Device, sample: Sample) -> SitesOutcome:
 
 def _run_folded(
     task: _Task,
-    clock: Clock,
     device: Device,
     onnx_device: Device | None,
     samples: Sequence[Sample],
@@ -233,7 +231,7 @@ def _run_folded(
     if task.folded is not None:
         try:
             runner = task.folded.runner(device)
-            return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in clock.each(samples)]
+            return [runner.run(sample, seed=task.samples.seed, tf32=as_deployed) for sample in each(samples, "sample")]
         except RunError as error:
             return str(error)
     assert task.onnx is not None  # one of the two is always there
@@ -250,13 +248,12 @@ def _run_folded(
 
 def _run_as_deployed(
     task: _Task,
-    clock: Clock,
     device: Device,
     onnx_device: Device | None,
     samples: Sequence[Sample],
     references: Sequence[Results],
 ) -> tuple[OutputMetrics, ...]:
-    found = _run_folded(task, clock, device, onnx_device, samples, references[0], as_deployed=True)
+    found = _run_folded(task, device, onnx_device, samples, references[0], as_deployed=True)
     if isinstance(found, str):
         raise DeviceError(
             f"{task.folded_label} cannot run as deployed, with TF32: {found}",

@@ -17,6 +17,7 @@ from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.normalise import normalise
 from bnfold.onnx.proto.walk import all_nodes
 from bnfold.report.records import Exact, Unproved, Verdict
+from bnfold.text.progress import each
 from bnfold.verification.exact.judging import summed_up
 from bnfold.verification.exact.numbers import Numbers
 from bnfold.verification.exact.onnx.regions import Region, regions_of
@@ -96,7 +97,7 @@ def _compare(original: OnnxModel, folded: OnnxModel) -> Exact:
         if cut.pairing.partners.get(value.name) != value.name:
             return Exact(Verdict.FAIL, f"the output {value.name!r} is computed by nothing")
     sizes = _Sizes(sized_types(cut.original, cut.types), 2 if is_open(cut.original) else 1)
-    compared = (_compare_region(region, cut.original, sizes) for region in cut.regions)
+    compared = (_compare_region(region, cut.original, sizes) for region in each(cut.regions, "region"))
     return summed_up([found for found in compared if found is not None], len(cut.regions), sizes.wanted)
 
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from bnfold.errors import BnfoldError
 from bnfold.planning.plan import Leftover
 from bnfold.report.records import Exact, Unproved, Verdict
+from bnfold.text.progress import each
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.example_inputs import DynamicShapes, ExampleInputs, split_inputs
 from bnfold.torch.capture.export import Refused, trace
@@ -156,7 +157,7 @@ def compare_programs(original: Traced, folded: Traced, guess: Guess) -> Exact:
     ends = [node for node in pairing.changed if node in pairing.partners]
     bounds = symbols(original.program)
     unproved = []
-    for end in ends:
+    for end in each(ends, "region"):
         found = _compare(Pair(original, folded, end, pairing.partners, shared), lambda: _choices(bounds), bool(bounds))
         if found is not None:
             unproved.append(replace(found, value=label(pairing.partners[end])))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from bnfold.report.records import OutputMetrics, Verdict
+from bnfold.text.progress import each
 from bnfold.torch.fx.tensors import to_torch
 from bnfold.verification.judging.comparing import Compared, Results
 from bnfold.verification.judging.draws import Shifts, judge_by_draws
@@ -120,7 +121,7 @@ def _judge(measured: Measured, truth: _Truth | None, note: str) -> Judged:
 def _find_truth(measured: Measured) -> tuple[_Truth | None, str]:
     try:
         runner = measured.original.runner(measured.device, float64=True)
-        original = [runner.run(sample, seed=measured.seed) for sample in measured.samples]
+        original = [runner.run(sample, seed=measured.seed) for sample in each(measured.samples, "sample")]
     except RunError as error:
         return None, f"the original does not run in float64, so its own dtype says what noise is: {error}"
     if not all(_is_float64(truth, results) for truth, results in zip(original, measured.references, strict=True)):
@@ -129,7 +130,7 @@ def _find_truth(measured: Measured) -> tuple[_Truth | None, str]:
         return _Truth(runner, original, None), ""
     try:
         exact = measured.folded.runner(measured.device, float64=True)
-        folded = [exact.run(sample, seed=measured.seed) for sample in measured.samples]
+        folded = [exact.run(sample, seed=measured.seed) for sample in each(measured.samples, "sample")]
     except RunError as error:
         return _Truth(runner, original, None), f"the folded model does not run in float64: {error}"
     return _Truth(runner, original, folded), ""
@@ -231,4 +232,4 @@ def _deaf_outputs(
 
 
 def _runs(runner: Runner, moved: State, measured: Measured) -> list[dict[str, object]]:
-    return [runner.run(sample, moved=moved, seed=measured.seed) for sample in measured.samples]
+    return [runner.run(sample, moved=moved, seed=measured.seed) for sample in each(measured.samples, "sample")]

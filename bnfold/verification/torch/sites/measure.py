@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from bnfold.report.records import Site, Verdict
+from bnfold.text.progress import each
 from bnfold.torch.fx.nodes import all_reads
 from bnfold.verification.judging.sites import (
     TINY,
@@ -132,7 +133,7 @@ def _run(original: Traced, twins: list[_Twin], sample: Sample, device: torch.dev
     values |= {node: moved(stored, device) for node, stored in original.stored.items()}
     versions: dict[fx.Node, int] = {}
     sites: list[Site] = []
-    for node in original.program.graph.nodes:
+    for node in each([*original.program.graph.nodes], "operation"):
         if node.op == "call_function":
             try:
                 values[node] = call(node, values.__getitem__, device)
