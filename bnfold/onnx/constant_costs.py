@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import helper
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import ValueTypes, value_types
+from bnfold.onnx.proto.inlining import inlined
 from bnfold.onnx.proto.names import defined_names, reads_from_outside, subgraphs
 
 _FREE_NBYTES = 1 << 27  # at a time,
@@ -35,7 +35,7 @@ def require_small_constants(model: OnnxModel) -> None:
         UnsupportedModelError: It is not.
     """
     most, most_total = _FREE_NBYTES + _PER_MODEL * model.nbytes, _FREE_TOTAL_NBYTES + _TOTAL_PER_MODEL * model.nbytes
-    proto = onnx.inliner.inline_local_functions(model.proto) if model.proto.functions else model.proto
+    proto = inlined(model.proto)
     for graph, kept in _parts(proto.graph, frozenset(), [], []):
         whole = helper.make_model(graph, ir_version=proto.ir_version, opset_imports=proto.opset_import)
         total, peak = _nbytes(graph, kept, value_types(with_inferred_shapes(OnnxModel(whole, model.store)).graph))

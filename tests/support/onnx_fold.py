@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 import onnx.parser
 from onnx import helper, numpy_helper
-from onnx.inliner import inline_local_functions
-from oracle import DoubleEvaluator, relative_error
+from oracle import DoubleEvaluator, relative_error, without_functions
 
 import bnfold
 from bnfold.planning.plan import Plan
@@ -403,7 +402,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> tuple[dict[s
     """The outputs of a model, and every value computed on the way, in the order of the runs."""
     recorder = type("Recorder", (_Recorder,), {"recorded": defaultdict(list)})
     # The evaluator knows neither defaults of a function's attributes nor functions in any order.
-    evaluator = recorder(inline_local_functions(model, convert_version=True) if model.functions else model)
+    evaluator = recorder(without_functions(model, convert_version=True) if model.functions else model)
     outputs = evaluator.run(None, dict(feeds))
     return dict(zip(evaluator.output_names, outputs, strict=True)), recorder.recorded
 

@@ -87,6 +87,19 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(difference / max(np.linalg.norm(expected.astype(np.float64).ravel()), np.finfo(np.float64).tiny))
 
 
+def without_functions(model: onnx.ModelProto, *, convert_version: bool = False) -> onnx.ModelProto:
+    """A model with its functions inlined; onnx's inliner knows no defaults of attributes, so calls give them first."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    functions = {(function.domain, function.name): function for function in copy.functions}
+    for node in [*copy.graph.node, *(node for function in copy.functions for node in function.node)]:
+        function = functions.get((node.domain, node.op_type))
+        given = {attribute.name for attribute in node.attribute}
+        if function is not None:
+            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
+    return inline_local_functions(copy, convert_version=convert_version)
+
+
 def to_double(model: ModelProto) -> ModelProto:
     """The same graph in float64.
 
@@ -96,9 +109,9 @@ def to_double(model: ModelProto) -> ModelProto:
     Raises:
         ValueError: An input or output of that kind has a type that shape inference cannot tell.
     """
-    inferred = onnx.shape_inference.infer_shapes(inline_local_functions(model))
+    inferred = onnx.shape_inference.infer_shapes(without_functions(model))
     double = ModelProto()
-    double.CopyFrom(inline_local_functions(model))
+    double.CopyFrom(without_functions(model))
     opsets = {entry.domain: entry.version for entry in double.opset_import}
     _convert_graph(double.graph, inferred.graph, opsets, {})
     return double

@@ -6,10 +6,11 @@ constant. Such functions are inlined, which every runtime does anyway before it 
 """
 
 import onnx
-from onnx import inliner
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.constants import EXPRESSIONS
+from bnfold.onnx.proto.inlining import inlined as without_calls
+from bnfold.onnx.proto.inlining import is_operator
 from bnfold.onnx.proto.names import GraphLike, all_graphs, is_standard, nested
 
 _WITH_WEIGHTS = ("BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -30,7 +31,7 @@ def inline_weight_arguments(model: OnnxModel) -> OnnxModel:
     while wanted:
         inlined = model.copy()
         try:
-            inlined.proto = inliner.inline_selected_functions(inlined.proto, wanted)
+            inlined.proto = without_calls(inlined.proto, wanted, exclude=False)
         except RuntimeError:
             # onnx's inliner does not mix opsets; what is inside such a function stays, with the reason.
             return model
@@ -44,6 +45,8 @@ def _taking_weights(proto: onnx.ModelProto) -> list[tuple[str, str]]:
     found = []
     for function in proto.functions:
         identifier = (function.domain, function.name)
+        if is_operator(proto, *identifier):
+            continue
         positions = constant.get(identifier, set())
         given = {name for position, name in enumerate(function.input) if position in positions}
         if any(_takes_weights(graph, given) for graph in nested(function)):

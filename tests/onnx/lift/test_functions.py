@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnx_fold import batch_norm, fold, parse, random
@@ -90,6 +91,82 @@ def test_an_attribute_with_a_default() -> None:
     }
     """
     assert fold(parse(HEADER + text, w=random(4, 3, 1, 1), **batch_norm(4))).codes == []
+
+
+def assert_runs_alike(model: onnx.ModelProto) -> None:
+    """Compares a fold with its original in onnxruntime, which inlines functions by itself."""
+    result = bnfold.fold(model)
+    assert result.plan.batch_norms_left == 0
+    feed = {"x": random(2, 4, 3, 3, seed=9).astype(np.float32)}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    original, folded = (
+        onnxruntime.InferenceSession(each.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, feed)[0]
+        for each in (model, result.model)
+    )
+    np.testing.assert_allclose(folded, original, rtol=1e-4, atol=1e-5)
+
+
+def in_float32(text: str, *norms: str) -> onnx.ModelProto:
+    constants = {
+        "w": random(4, 4, 1, 1),
+        **{key: array for norm in norms for key, array in batch_norm(4, norm).items()},
+    }
+    return parse(HEADER + text, **{key: array.astype(np.float32) for key, array in constants.items()})
+
+
+NORM = """
+<domain: "f", opset_import: ["" : 17]>
+norm <eps: float = 0.5> (a, g, b, m, v) => (r) { r = BatchNormalization <epsilon: float = @eps> (a, g, b, m, v) }
+"""
+HANDS_ON = """
+<domain: "f", opset_import: ["" : 17, "f" : 1]>
+block <e> (a, w, g, b, m, v) => (r) { c = Conv (a, w) r = f.norm <eps: float = @e> (c, g, b, m, v) }
+"""
+
+
+@pytest.mark.parametrize("given", ["", "<eps = 2.0>"])
+def test_the_default_of_an_attribute_is_what_the_function_declares(given: str) -> None:
+    text = f"""
+    agraph (float[N,4,H,W] x) => (float[N,4,H,W] y)
+    {{ c = Conv (x, w) y = f.norm {given} (c, bn_g, bn_b, bn_m, bn_v) }}
+    """
+    assert_runs_alike(in_float32(text + NORM, "bn"))
+
+
+def test_a_default_holds_where_the_function_around_it_is_not_given_the_attribute() -> None:
+    text = """
+    agraph (float[N,4,H,W] x) => (float[N,4,H,W] y)
+    {
+      a = f.block (x, w, bn_g, bn_b, bn_m, bn_v)
+      y = f.block <e = 2.0> (a, w, o_g, o_b, o_m, o_v)
+    }
+    """
+    assert_runs_alike(in_float32(text + NORM + HANDS_ON, "bn", "o"))
+
+
+def test_an_attribute_with_two_defaults_inside_is_refused_only_where_it_is_left_out() -> None:
+    other = NORM.replace("norm", "other").replace("0.5", "0.25")
+    both = HANDS_ON.replace("r = f.norm", "d = f.other <eps: float = @e> (c, g, b, m, v) r = f.norm")
+    both = both.replace("@e> (c, g, b, m, v) }", "@e> (d, g, b, m, v) }")
+    graph = """
+    agraph (float[N,4,H,W] x) => (float[N,4,H,W] y) { y = f.block GIVEN (x, w, bn_g, bn_b, bn_m, bn_v) }
+    """
+    assert_runs_alike(in_float32(graph.replace("GIVEN", "<e = 2.0>") + NORM + other + both, "bn"))
+    with pytest.raises(bnfold.UnsupportedModelError, match="leaves out e"):
+        bnfold.fold(in_float32(graph.replace("GIVEN", "") + NORM + other + both, "bn"))
+
+
+def test_a_function_named_like_an_operator_is_not_what_runtimes_call() -> None:
+    text = """
+    agraph (float[N,4,H,W] x) => (float[N,4,H,W] y)
+    { c = Conv (x, w) i = Identity (c) y = BatchNormalization (i, bn_g, bn_b, bn_m, bn_v) }
+    """
+    model = in_float32(text, "bn")
+    body = [helper.make_node("Mul", ["a", "a"], ["o"])]
+    model.functions.append(helper.make_function("", "Identity", ["a"], ["o"], body, [helper.make_opsetid("", 17)]))
+    assert_runs_alike(model)
+    assert bnfold.verify(model, bnfold.fold(model).model, device="cpu").verdict == "pass"
 
 
 def insert_constants(function: onnx.FunctionProto, constants: dict[str, np.ndarray]) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx.shape_inference
 from onnx import numpy_helper
 
@@ -27,6 +26,7 @@ from bnfold.onnx.lift.shapes.reshapes import note_reshapes
 from bnfold.onnx.lift.shapes.varying import values_of_varying_rank
 from bnfold.onnx.lift.shapes.windows import mend_sizes
 from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
+from bnfold.onnx.proto.inlining import inlined
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
 from bnfold.onnx.proto.unfolding import data_stays_small, may_make_long_vectors, vectors_stay_small
@@ -157,7 +157,7 @@ def may_follow_elements(skeleton: onnx.ModelProto) -> bool:
     own = own_functions(skeleton)
     without_calls = skeleton
     if len(skeleton.functions) > len(own):
-        without_calls = onnx.inliner.inline_selected_functions(skeleton, own, exclude=True)
+        without_calls = inlined(skeleton, own)
     return vectors_stay_small(_attempted(without_calls, data_prop=False).graph)
 
 

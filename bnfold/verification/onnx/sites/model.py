@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx
-import onnx.inliner
 import onnx.shape_inference
 from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
+from bnfold.onnx.proto.inlining import inlined as without_calls
 from bnfold.onnx.proto.names import label, opset_version
 from bnfold.report.records import Site, Verdict
 from bnfold.verification.judging.sites import TINY, NoBoundError, Probe
@@ -82,8 +82,7 @@ def build_sites_model(original: OnnxModel, folded: OnnxModel, unpaired: Iterable
 def inlined(model: OnnxModel) -> OnnxModel:
     """A copy in which the main graph calls no functions."""
     copy = model.copy()
-    if copy.proto.functions:
-        copy.proto = onnx.inliner.inline_local_functions(copy.proto)
+    copy.proto = without_calls(copy.proto)
     return copy
 
 
