@@ -23,6 +23,7 @@ _PER_MODEL = 16
 _FREE_TOTAL_NBYTES = 1 << 31  # and one after the other, which takes a second or two
 _TOTAL_PER_MODEL = 64
 _STRING_NBYTES = 64
+_HINT = "`bnfold fold --no-verify` folds it all the same."
 
 
 def require_small_constants(model: OnnxModel) -> None:
@@ -35,7 +36,11 @@ def require_small_constants(model: OnnxModel) -> None:
         UnsupportedModelError: It is not.
     """
     most, most_total = _FREE_NBYTES + _PER_MODEL * model.nbytes, _FREE_TOTAL_NBYTES + _TOTAL_PER_MODEL * model.nbytes
-    proto = inlined(model.proto)
+    try:
+        proto = inlined(model.proto)
+    except RuntimeError as error:
+        message = f"{model.path or 'the model'} has functions that mean something else in the opset of the model"
+        raise UnsupportedModelError(f"{message}, so it is not run", hint=_HINT) from error
     for graph, kept in _parts(proto.graph, frozenset(), [], []):
         whole = helper.make_model(graph, ir_version=proto.ir_version, opset_imports=proto.opset_import)
         total, peak = _nbytes(graph, kept, value_types(with_inferred_shapes(OnnxModel(whole, model.store)).graph))
@@ -43,7 +48,7 @@ def require_small_constants(model: OnnxModel) -> None:
             raise UnsupportedModelError(
                 f"{model.path or 'the model'} computes {total / 1e9:.3g} GB from constants alone, out of all "
                 f"proportion to its {model.nbytes / 1e6:.3g} MB, so it is not run",
-                hint="`bnfold fold --no-verify` folds it all the same.",
+                hint=_HINT,
             )
 
 

@@ -2,7 +2,8 @@
 
 onnx's inliner forgets what an attribute is where a call does not give it: the default that its function declares. And
 it replaces calls of functions that are named like an operator of the standard, for which every runtime takes the
-operator. Both are seen to before it is asked.
+operator. Both are seen to before it is asked, and functions that are written in another opset than the model, as torch
+writes some, are read in that of the model where all their operators are the same in both.
 """
 
 from collections.abc import Collection, Iterator
@@ -48,6 +49,8 @@ def inlined(
         del copy.functions[:]
         copy.functions.extend(kept)
     _spell_out_defaults(copy)
+    for function in copy.functions:
+        _read_in_opset_of(copy, function)
     return onnx.inliner.inline_selected_functions(copy, [*names], exclude=exclude)
 
 
@@ -58,6 +61,22 @@ def is_operator(model: onnx.ModelProto, domain: str, name: str) -> bool:
     if domain in DEFAULT_DOMAINS:
         return bool(defs.has(name, opset_version(model.opset_import), ""))
     return domain == _OTHER_STANDARD_DOMAIN and bool(defs.has(name, domain))
+
+
+def _read_in_opset_of(model: onnx.ModelProto, function: onnx.FunctionProto) -> None:
+    """Lets a function import what its model imports, in place, if its operators have not changed between the two."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for entry in function.opset_import:
+        wanted = versions.get(entry.domain, entry.version)
+        used = {node.op_type for graph in nested(function) for node in graph.node if node.domain == entry.domain}
+        if all(_since(name, entry.domain, entry.version) == _since(name, entry.domain, wanted) for name in used):
+            entry.version = wanted
+
+
+def _since(name: str, domain: str, version: int) -> int:
+    """Since which version of a domain an operator is what it is in a version; 0 if it is not known there."""
+    known = defs.has(name, version, domain)
+    return defs.get_schema(name, version, domain).since_version if known else 0
 
 
 def _spell_out_defaults(model: onnx.ModelProto) -> None:

@@ -169,6 +169,33 @@ def test_a_function_named_like_an_operator_is_not_what_runtimes_call() -> None:
     assert bnfold.verify(model, bnfold.fold(model).model, device="cpu").verdict == "pass"
 
 
+def in_function_of_opset(opset: int, node: onnx.NodeProto) -> onnx.ModelProto:
+    text = """
+    agraph (float[N,4,H,W] x) => (float[N,4,P,Q] y)
+    { c = Conv (x, w) b = BatchNormalization (c, bn_g, bn_b, bn_m, bn_v) y = f.own (b) }
+    """
+    model = in_float32(text, "bn")
+    model.functions.append(helper.make_function("f", "own", ["a"], ["o"], [node], [helper.make_opsetid("", opset)]))
+    return model
+
+
+def test_a_function_in_another_opset_is_verified_where_its_operators_are_the_same() -> None:
+    model = in_function_of_opset(13, helper.make_node("ReduceMean", ["a"], ["o"], axes=[2, 3]))
+    assert_runs_alike(model)
+    assert bnfold.verify(model, bnfold.fold(model).model, device="cpu").verdict == "pass"
+
+
+def test_a_function_whose_operator_is_another_one_in_the_opset_of_the_model_is_not_run() -> None:
+    model = in_function_of_opset(18, helper.make_node("ReduceMean", ["a"], ["o"]))
+    # A vector that grows, whose elements are followed where no function stands in the way.
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["unread"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "size"))
+    folded = bnfold.fold(model)
+    assert folded.plan.batch_norms_left == 0
+    with pytest.raises(bnfold.UnsupportedModelError, match="mean something else in the opset"):
+        bnfold.verify(model, folded.model, device="cpu")
+
+
 def insert_constants(function: onnx.FunctionProto, constants: dict[str, np.ndarray]) -> None:
     for name, array in constants.items():
         function.node.insert(0, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))

@@ -157,7 +157,10 @@ def may_follow_elements(skeleton: onnx.ModelProto) -> bool:
     own = own_functions(skeleton)
     without_calls = skeleton
     if len(skeleton.functions) > len(own):
-        without_calls = inlined(skeleton, own)
+        try:
+            without_calls = inlined(skeleton, own)
+        except RuntimeError:  # functions in another opset
+            return False
     return vectors_stay_small(_attempted(without_calls, data_prop=False).graph)
 
 
