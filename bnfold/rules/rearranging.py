@@ -210,6 +210,8 @@ def _to_wide(array: Float64Array, blocks: Blocks) -> Float64Array | None:
     if array.shape[1] == 1:
         return array
     repeats = blocks.size**2
+    if array.shape[1] % repeats:
+        return None
     split = array.reshape((repeats, -1) if blocks.depth_last else (-1, repeats))
     split = split if blocks.depth_last else split.T
     return split[0].reshape(1, -1, *array.shape[2:]) if (split == split[0]).all() else None

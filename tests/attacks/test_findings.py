@@ -30,6 +30,30 @@ def test_an_opset_beyond_32_bits_is_one_that_nobody_knows_yet(tmp_path: Path, op
     assert len(bnfold.inspect(path).folds) == 2
 
 
+@pytest.mark.parametrize("opset", [-1, 2**63 - 1])
+@pytest.mark.parametrize("op_type", ["Conv", "BatchNormalization"])
+def test_too_few_inputs_are_refused_in_an_opset_that_nobody_knows(tmp_path: Path, opset: int, op_type: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = opset
+        del next(node for node in model.graph.node if node.op_type == op_type).input[1:]
+
+    with pytest.raises(ModelLoadError, match="has 1 inputs, and the operator at least"):
+        bnfold.fold(saved(tmp_path / "m.onnx", change))
+
+
+@pytest.mark.parametrize("op_type", ["DepthToSpace", "SpaceToDepth"])
+@pytest.mark.parametrize("size", [0, -2, 3])
+def test_blocks_that_do_not_fit_are_no_way_for_an_affine(tmp_path: Path, op_type: str, size: int) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        place = next(i for i, node in enumerate(model.graph.node) if node.op_type == "BatchNormalization")
+        node = model.graph.node[place]
+        model.graph.node.insert(place, onnx.helper.make_node(op_type, [node.input[0]], ["blocks"], blocksize=size))
+        model.graph.node[place + 1].input[0] = "blocks"
+
+    with contextlib.suppress(ModelLoadError):
+        bnfold.fold(saved(tmp_path / "m.onnx", change))
+
+
 @pytest.mark.parametrize("size", [2**31, 2**62])
 def test_an_input_that_no_memory_holds_is_not_run(tmp_path: Path, size: int) -> None:
     def change(model: onnx.ModelProto) -> None:

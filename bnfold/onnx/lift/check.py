@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 
 import onnx
+from onnx import defs
 
 from bnfold.errors import ModelLoadError
 from bnfold.onnx.file.load import OnnxModel
@@ -162,6 +163,10 @@ def _node_problems(node: onnx.NodeProto, opset: int) -> Iterator[str]:
         yield f"{what} has an attribute '{Counter(names).most_common(1)[0][0]}' twice"
     schema = schema_of(node.op_type, opset) if node.domain in DEFAULT_DOMAINS else None
     if schema is None:
+        nearest = min(max(opset, 1), defs.onnx_opset_version())
+        near = schema_of(node.op_type, nearest) if node.domain in DEFAULT_DOMAINS else None
+        if near is not None and len(node.input) < near.inputs[0]:
+            yield f"{what} has {len(node.input)} inputs, and the operator at least {near.inputs[0]}"
         return
     for kind, count, (least, most) in (
         ("inputs", len(node.input), schema.inputs),

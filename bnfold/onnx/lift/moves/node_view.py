@@ -86,6 +86,7 @@ class NodeView:
 
     def axes(self, axes: tuple[int, ...]) -> frozenset[int] | None:
         """Axes of the first input, counted from the left."""
-        if self.source is None:
+        rank = len(self.source or ())
+        if self.source is None or not all(-rank <= axis < rank for axis in axes):
             return None
-        return frozenset(axis % len(self.source) for axis in axes)
+        return frozenset(axis % rank for axis in axes)

@@ -281,12 +281,13 @@ def _resize(view: NodeView) -> Lifted | None:
 
 
 def _depth_to_space(view: NodeView) -> Lifted | None:
-    depth_last = string_attribute(view.node, "mode", "DCR") == "DCR"
-    return Op.DEPTH_TO_SPACE, Blocks(int_attribute(view.node, "blocksize", 1), depth_last)
+    size, depth_last = int_attribute(view.node, "blocksize", 1), string_attribute(view.node, "mode", "DCR") == "DCR"
+    return (Op.DEPTH_TO_SPACE, Blocks(size, depth_last)) if size > 0 else None
 
 
 def _space_to_depth(view: NodeView) -> Lifted | None:
-    return Op.SPACE_TO_DEPTH, Blocks(int_attribute(view.node, "blocksize", 1), depth_last=True)
+    size = int_attribute(view.node, "blocksize", 1)
+    return (Op.SPACE_TO_DEPTH, Blocks(size, depth_last=True)) if size > 0 else None
 
 
 _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
