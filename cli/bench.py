@@ -13,7 +13,7 @@ from .shared.effects import note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import names_of, naming_lines, pair_of
-from .shared.terminal import say, say_json
+from .shared.terminal import say, say_json, tell
 
 
 def bench(
@@ -74,7 +74,9 @@ def bench(
     with stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
         names = names_of(pair, mapping or ())
-        timing = timing_of(pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds)
+        timing = timing_of(
+            pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds, progress=tell
+        )
     if timing.setting.used != "cpu":
         note_unused(context, {"--threads": "it is about the CPU, and both ran on the GPU"})
     if as_json:

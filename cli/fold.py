@@ -2,7 +2,6 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,7 +10,7 @@ import typer
 from bnfold.errors import OutputError, UsageError
 from bnfold.files.job import Done, Job, Terms, carry_out
 from bnfold.files.records import FileOptions
-from bnfold.text.progress import begin, heard_by
+from bnfold.text.progress import begin
 from bnfold.text.tables import Block, Table, size
 
 from .many import Batch, fold_batch, require_one
@@ -149,9 +148,7 @@ def fold(
     chosen = FoldOptions(output, tuple(skip or ()), tuple(only or ()), leftover, force, not no_merge, repair)
     started = time.perf_counter()
     with ExitStack() as stack:
-        progress = stack.enter_context(shown(quiet=quiet))
-        verification = replace(verification, progress=progress)
-        stack.enter_context(heard_by(progress))
+        stack.enter_context(shown(quiet=quiet))
         begin("folding")
         terms = Terms(not no_verify, require_all, dry_run, hashed=as_json or page is not None)
         with stdout_kept():

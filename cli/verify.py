@@ -55,10 +55,8 @@ def verify(
     can be concluded.
     """
     require_page(page)
-    with shown(quiet=quiet) as progress, stdout_kept():
-        verification = Verification(
-            device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout, progress
-        )
+    with shown(quiet=quiet), stdout_kept():
+        verification = Verification(device, samples, seed, shapes, inputs, value_ranges, rtol, atol, tf32, timeout)
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), verification)
         names = names_of(pair, mapping or ())
         report = compare(pair.original, pair.folded, verification, pair.call, names)

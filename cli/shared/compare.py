@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     from bnfold.input_spec import Array
     from bnfold.report import Exact, Report
-    from bnfold.text.progress import Progress
     from bnfold.torch.file.examples import Call
     from bnfold.verification import InputSpec
 
@@ -30,7 +29,6 @@ class Verification:
         atol: Absolute tolerance.
         tf32: Report a run with TF32 beside the verdict.
         timeout_s: Longest time for one run of a model; None for the usual limit.
-        progress: Told what is being done.
     """
 
     device: str = "auto"
@@ -43,7 +41,6 @@ class Verification:
     atol: float | None = None
     tf32: bool = False
     timeout_s: float | None = None
-    progress: "Progress | None" = None
 
     def parsed_shapes(self) -> "list[tuple[str | None, InputSpec]]":
         """The shapes, with None for a name that was left out.
@@ -127,7 +124,6 @@ def compare(
             example_inputs=call,
             names=names,
             exact=exact,
-            progress=options.progress,
             **options.as_arguments(shapes=call is None),  # type: ignore[arg-type]
         )
     except bnfold.VerificationError as error:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bnfold.latency import Timing
     from bnfold.report import Costs, Report
+    from bnfold.text.progress import Progress
 
 
 def with_costs(report: "Report", timing: "Timing | None") -> "Report":
@@ -51,6 +52,7 @@ def timing_of(
     batch: tuple[int, ...] = (),
     threads: int | None = None,
     seconds: float | None = None,
+    progress: "Progress | None" = None,
 ) -> "Timing":
     """Runs `bnfold.benchmark` with options as they were typed.
 
@@ -61,6 +63,7 @@ def timing_of(
         batch: Batch sizes.
         threads: Threads within an operator; None for the runtime's choice.
         seconds: Time for each model and batch size; None for the usual time.
+        progress: Told, in words, what is being measured.
 
     Raises:
         UsageError: An option is malformed or does not fit the models.
@@ -78,7 +81,7 @@ def timing_of(
         seed=given.seed,
         shapes=(given.parsed_shapes() or None) if pair.call is None else None,
         value_ranges=(given.parsed_ranges() or None) if pair.call is None else None,
-        progress=given.progress or tell,
+        progress=progress,
         names=names,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bnfold.text.progress import Progress
+from bnfold.text.progress import heard_by
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -15,18 +15,19 @@ PATIENCE_S = 1.0
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[Progress]:
-    """Gives a callback whose words are shown on stderr while the block lasts, with the time since its beginning.
+def shown(*, quiet: bool) -> Iterator[None]:
+    """Shows on stderr what begins while the block lasts, with the time since its beginning.
 
     Args:
         quiet: Show nothing.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield
         return
     line = _Line()
     try:
-        yield line.tell
+        with heard_by(line.tell):
+            yield
     finally:
         line.close()
 

@@ -54,6 +54,17 @@ def test_blocks_that_do_not_fit_are_no_way_for_an_affine(tmp_path: Path, op_type
         bnfold.fold(saved(tmp_path / "m.onnx", change))
 
 
+def test_a_scalar_has_no_axis_to_take_elements_along(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        graph.input.append(onnx.helper.make_tensor_value_info("scalar", onnx.TensorProto.FLOAT, []))
+        graph.output.append(onnx.helper.make_tensor_value_info("taken", onnx.TensorProto.FLOAT, [1]))
+        graph.initializer.append(onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0]))
+        graph.node.append(onnx.helper.make_node("GatherElements", ["scalar", "first"], ["taken"], axis=0))
+
+    assert len(bnfold.inspect(saved(tmp_path / "m.onnx", change)).folds) == 2
+
+
 @pytest.mark.parametrize("size", [2**31, 2**62])
 def test_an_input_that_no_memory_holds_is_not_run(tmp_path: Path, size: int) -> None:
     def change(model: onnx.ModelProto) -> None:

@@ -11,6 +11,8 @@ from bnfold.cli.shared import progress
 from onnx_files import conv_bn
 from typer.testing import CliRunner
 
+from bnfold.text.progress import begin
+
 COMMANDS = ("fold", "inspect", "verify", "bench", "doctor")
 
 
@@ -175,8 +177,8 @@ def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     for stream, quiet, seen in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress.shown(quiet=quiet) as tell:
-            tell("measuring [nothing] :factory:")
+        with progress.shown(quiet=quiet):
+            begin("measuring [nothing] :factory:")
             patience = time.monotonic() + (30 if seen else 0.1)
             while "measuring" not in stream.getvalue() and time.monotonic() < patience:
                 time.sleep(0.01)
@@ -185,6 +187,6 @@ def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
 
 def test_what_is_quick_shows_no_progress(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with progress.shown(quiet=False) as tell:
-        tell("measuring")
+    with progress.shown(quiet=False):
+        begin("measuring")
     assert sys.stderr.getvalue() == ""

@@ -161,10 +161,11 @@ def _node_problems(node: onnx.NodeProto, opset: int) -> Iterator[str]:
             yield f"the attribute '{given.name}' of {what} has no type"
     if len(set(names)) < len(names):
         yield f"{what} has an attribute '{Counter(names).most_common(1)[0][0]}' twice"
-    schema = schema_of(node.op_type, opset) if node.domain in DEFAULT_DOMAINS else None
-    if schema is None:
-        nearest = min(max(opset, 1), defs.onnx_opset_version())
-        near = schema_of(node.op_type, nearest) if node.domain in DEFAULT_DOMAINS else None
+    if node.domain not in DEFAULT_DOMAINS:
+        return
+    schema = schema_of(node.op_type, opset)
+    if schema is None:  # of an opset that nobody knows, or an operator that is not in it
+        near = schema_of(node.op_type, min(max(opset, 1), defs.onnx_opset_version()))
         if near is not None and len(node.input) < near.inputs[0]:
             yield f"{what} has {len(node.input)} inputs, and the operator at least {near.inputs[0]}"
         return

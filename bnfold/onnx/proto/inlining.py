@@ -28,7 +28,7 @@ _RUNTIME_MAPS = frozenset({"FusedConv", "MatMulNBits"})
 def inlined(
     proto: onnx.ModelProto, names: Collection[tuple[str, str]] = (), *, exclude: bool = True
 ) -> onnx.ModelProto:
-    """A copy of a model without the calls of some functions.
+    """A model without the calls of some functions; one that has none is given back itself.
 
     Args:
         proto: The model; it is not changed.

@@ -1,5 +1,7 @@
 """What the lifting of moves knows about one node of a graph."""
 
+from collections.abc import Iterable
+
 import onnx
 
 from bnfold.graph import Op, Parameters
@@ -8,6 +10,10 @@ from bnfold.onnx.lift.types import Shape
 from bnfold.onnx.proto.names import find_attribute, ints_attribute
 
 Lifted = tuple[Op, Parameters | None]
+
+
+class NoAxisError(Exception):
+    """A node names an axis that its first input is not known to have: nothing is known of how affines pass it."""
 
 
 class NodeView:
@@ -84,9 +90,21 @@ class NodeView:
         found = self._constants.find(name)
         return found is not None and not found.overridable and not found.read().any()
 
-    def axes(self, axes: tuple[int, ...]) -> frozenset[int] | None:
-        """Axes of the first input, counted from the left."""
+    def axis(self, number: int) -> int:
+        """An axis of the first input, counted from the left.
+
+        Raises:
+            NoAxisError: The input has no such axis, or its rank is not known.
+        """
         rank = len(self.source or ())
-        if self.source is None or not all(-rank <= axis < rank for axis in axes):
-            return None
-        return frozenset(axis % rank for axis in axes)
+        if not -rank <= number < rank:
+            raise NoAxisError
+        return number % rank
+
+    def axes(self, numbers: Iterable[int]) -> tuple[int, ...]:
+        """Axes of the first input, counted from the left, in the order that they are given in.
+
+        Raises:
+            NoAxisError: See `axis`.
+        """
+        return tuple(map(self.axis, numbers))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bnfold.algebra.linear_map import Window
 from bnfold.algebra.positions import crop, repeated
 from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Permutation, Picked, Signs
-from bnfold.onnx.lift.moves.node_view import Lifted, NodeView
+from bnfold.onnx.lift.moves.node_view import Lifted, NoAxisError, NodeView
 from bnfold.onnx.lift.nodes import lift_window
 from bnfold.onnx.proto.names import (
     DEFAULT_DOMAINS,
@@ -43,7 +43,10 @@ def lift_move(view: NodeView, *, all_inputs_flow: bool) -> Lifted | None:
         return None
     if node.op_type == "Concat" and not all_inputs_flow:
         return None
-    return lifter(view)
+    try:
+        return lifter(view)
+    except NoAxisError:
+        return None
 
 
 _BROADCASTING: dict[str, Callable[[int], Lifted]] = {
@@ -67,14 +70,13 @@ def _reshape(_: NodeView) -> Lifted | None:
 
 
 def _concat(view: NodeView) -> Lifted | None:
-    axes = view.axes((int_attribute(view.node, "axis", 0),))
-    return None if axes is None else (Op.CONCAT, Joined(*axes))
+    return Op.CONCAT, Joined(view.axis(int_attribute(view.node, "axis", 0)))
 
 
 def _split(view: NodeView) -> Lifted | None:
     """Each output takes the next run of elements along the axis."""
     source = view.source or ()
-    axis = int_attribute(view.node, "axis", 0) % len(source)
+    axis = view.axis(int_attribute(view.node, "axis", 0))
     sizes = [None if target is None else target[axis] for target in view.targets]
     known = [size for size in sizes if isinstance(size, int)]
     if len(known) < len(sizes) or sum(known) != source[axis]:
@@ -92,8 +94,8 @@ def _slice(view: NodeView) -> Lifted | None:
         return None
     if starts is None or ends is None or steps is None:
         cut = axes or tuple(range(len(source)))
-        return Op.PICK, Picked(({axis % len(source): None for axis in cut},))
-    axes = tuple(axis % len(source) for axis in axes or range(len(starts)))
+        return Op.PICK, Picked((dict.fromkeys(view.axes(cut)),))
+    axes = view.axes(axes or range(len(starts)))
     steps = steps or (1,) * len(starts)
     if not len(axes) == len(starts) == len(ends) == len(steps):
         return None
@@ -114,7 +116,7 @@ def _cut(size: int, start: int, end: int, step: int) -> NDArray[np.int64]:
 
 def _gather(view: NodeView) -> Lifted | None:
     source = view.source or ()
-    axis = int_attribute(view.node, "axis", 0) % len(source)
+    axis = view.axis(int_attribute(view.node, "axis", 0))
     target = view.targets[0] or ()
     rank = len(target) - len(source) + 1
     numbers = view.integers(1, "") if view.is_constant(1) else None
@@ -127,7 +129,7 @@ def _gather(view: NodeView) -> Lifted | None:
 def _gather_elements(view: NodeView) -> Lifted | None:
     """Along one axis an index says which element is taken; along the others, the first ones are."""
     source, target = view.source or (), view.targets[0] or ()
-    axis = int_attribute(view.node, "axis", 0) % len(source)
+    axis = view.axis(int_attribute(view.node, "axis", 0))
     cuts: dict[int, NDArray[np.int64] | None] = {axis: None}
     for other, (size, kept) in enumerate(zip(source, target, strict=True)):
         if other != axis and (size != kept or size is None):
@@ -148,14 +150,14 @@ def _compress(view: NodeView) -> Lifted | None:
     """Without an axis it takes elements of all in a row."""
     if find_attribute(view.node, "axis") is None:
         return None
-    axis = int_attribute(view.node, "axis", 0) % len(view.source or ())
+    axis = view.axis(int_attribute(view.node, "axis", 0))
     kept = view.integers(1, "") if view.is_constant(1) else None
     return Op.PICK, Picked(({axis: None if kept is None else np.flatnonzero(kept)},))
 
 
 def _reverse_sequence(view: NodeView) -> Lifted | None:
     """Elements change places along one axis, others in each item of the batch."""
-    return Op.PICK, Picked(({int_attribute(view.node, "time_axis", 0) % len(view.source or ()): None},))
+    return Op.PICK, Picked(({view.axis(int_attribute(view.node, "time_axis", 0)): None},))
 
 
 def _expand(_: NodeView) -> Lifted | None:
@@ -181,14 +183,12 @@ def _pad(view: NodeView) -> Lifted | None:
         half = len(pads) // 2
         if len(pads) != 2 * len(cut):
             return None
-        pairs = {
-            axis % len(source): pair for axis, pair in zip(cut, zip(pads[:half], pads[half:], strict=True), strict=True)
-        }
+        pairs = dict(zip(view.axes(cut), zip(pads[:half], pads[half:], strict=True), strict=True))
         cropped = crop(source, pairs)
         if cropped is not None:
             return Op.PICK, Picked((cropped,))
         cut = tuple(axis for axis, pair in pairs.items() if any(pair))
-    along = Along(frozenset(axis % len(source) for axis in cut))
+    along = Along(frozenset(view.axes(cut)))
     if mode in ("reflect", "edge", "wrap"):
         return Op.RESAMPLE, along
     value = find_attribute(view.node, "value")
@@ -242,8 +242,8 @@ def _reduction(op: Op) -> Callable[[NodeView], Lifted | None]:
             return None
         if not axes and int_attribute(view.node, "noop_with_empty_axes", 0):
             return Op.IDENTITY, None
-        along = view.axes(axes or tuple(range(len(view.source or ()))))
-        return None if along is None else (op, Along(along, keep=bool(int_attribute(view.node, "keepdims", 1))))
+        along = frozenset(view.axes(axes or range(len(view.source or ()))))
+        return op, Along(along, keep=bool(int_attribute(view.node, "keepdims", 1)))
 
     return lift
 
@@ -269,7 +269,7 @@ def _resize(view: NodeView) -> Lifted | None:
     node, source = view.node, view.source or ()
     if string_attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return None
-    axes = tuple(axis % len(source) for axis in ints_attribute(node, "axes")) or tuple(range(len(source)))
+    axes = view.axes(ints_attribute(node, "axes") or range(len(source)))
     scales = view.numbers(2 if len(node.input) > 2 else 1, "scales")
     if len(node.input) > 3 and node.input[3]:
         stretches = string_attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
@@ -280,14 +280,12 @@ def _resize(view: NodeView) -> Lifted | None:
     return Op.RESAMPLE, Along(frozenset(axes) - same)
 
 
-def _depth_to_space(view: NodeView) -> Lifted | None:
-    size, depth_last = int_attribute(view.node, "blocksize", 1), string_attribute(view.node, "mode", "DCR") == "DCR"
-    return (Op.DEPTH_TO_SPACE, Blocks(size, depth_last)) if size > 0 else None
+def _blocks(op: Op) -> Callable[[NodeView], Lifted | None]:
+    def lift(view: NodeView) -> Lifted | None:
+        size, depth_last = int_attribute(view.node, "blocksize", 1), string_attribute(view.node, "mode", "DCR") == "DCR"
+        return (op, Blocks(size, depth_last)) if size > 0 else None
 
-
-def _space_to_depth(view: NodeView) -> Lifted | None:
-    size = int_attribute(view.node, "blocksize", 1)
-    return (Op.SPACE_TO_DEPTH, Blocks(size, depth_last=True)) if size > 0 else None
+    return lift
 
 
 _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
@@ -320,6 +318,6 @@ _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
     "Clip": _clip,
     "Resize": _resize,
     "Upsample": _resize,
-    "DepthToSpace": _depth_to_space,
-    "SpaceToDepth": _space_to_depth,
+    "DepthToSpace": _blocks(Op.DEPTH_TO_SPACE),
+    "SpaceToDepth": _blocks(Op.SPACE_TO_DEPTH),
 }
