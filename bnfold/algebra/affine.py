@@ -80,6 +80,13 @@ class Affine:
         with np.errstate(over="ignore", invalid="ignore"):
             return Affine(following.scale * self.scale, following.scale * self.shift + following.shift)
 
+    def chained(self, following: "Affine") -> "Affine | None":
+        """As `then`; None where the two vary along several axes between them, and neither would be small in full."""
+        shapes = (array.shape for affine in (self, following) for array in (affine.scale, affine.shift))
+        if len([size for size in np.broadcast_shapes(*shapes) if size > 1]) > 1:
+            return None
+        return self.then(following)
+
     def fits(self, dtype_name: str) -> bool:
         """Whether both arrays can be stored, finite, in the floating-point dtype that numpy calls `dtype_name`."""
         if not dtype_name or np.dtype(dtype_name) not in STORAGE_DTYPES:

@@ -17,6 +17,12 @@ Positions = dict[int, NDArray[np.int64] | None]
 """The elements taken along each axis that is not as it was, None where a size is not known."""
 
 
+def run(start: int, stop: int, step: int = 1) -> NDArray[np.int64] | None:
+    """The positions from one to another, as Python's `range` has them; None where they are too many."""
+    positions = range(start, stop, step)
+    return np.arange(start, stop, step) if len(positions) <= MOST_POSITIONS else None
+
+
 def repeated(source: Shape, repeats: Mapping[int, int]) -> Positions:
     """Copies of a value one behind the other.
 
@@ -46,5 +52,5 @@ def crop(source: Shape, pads: Mapping[int, tuple[object, object]]) -> Positions 
             return None
         size = source[axis]
         if before or after:
-            cuts[axis] = np.arange(-before, size + after) if isinstance(size, int) else None
+            cuts[axis] = run(-before, size + after) if isinstance(size, int) else None
     return cuts

@@ -79,6 +79,10 @@ class Holding:
     def composed(self, backward: dict[Part, Route], forward: dict[Part, Route]) -> dict[AffineNode, Affine] | Stop:
         """The affines that stay, with what they take."""
         affines: dict[AffineNode, Affine] = {}
+        for route in (*backward.values(), *forward.values()):
+            for target, array in route.affines.items():
+                if grows(self._affines[target], array):
+                    return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
         # The scale first: it passes a constant's Add, and what the constant takes of the shift is not scaled.
         for part in (Part.SCALE, Part.SHIFT):
             for target, array in backward[part].affines.items() if part in backward else ():
@@ -95,9 +99,6 @@ class Holding:
             shift = np.zeros((1,) * present.rank) if taken[1] is None else taken[1]
             affines[target] = Affine(scale, shift).then(present)
         for target, affine in affines.items():
-            if grows(self._affines[target], affine):
-                reason = f"'{target.name}' would vary along more axes than it does"
-                return Stop(StopCode.VARIES, reason)
             if not affine.fits(target.inputs[0].dtype):
                 return Stop(StopCode.OVERFLOW, f"composed with '{target.name}' it cannot be stored")
         return affines

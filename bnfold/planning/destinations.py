@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.algebra.affine import Affine
+from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import AffineNode, Kind, Node
 from bnfold.planning.plan import Junction, Step
 
@@ -59,10 +60,10 @@ def _hand_over(junction: Junction, ends: dict[Node, list[Node]]) -> None:
         ends[node] = target
 
 
-def grows(before: Affine, after: Affine) -> bool:
-    """Whether an affine varies along an axis along which it did not."""
+def grows(before: Affine, *arrays: Float64Array) -> bool:
+    """Whether an affine that takes arrays varies along an axis along which it did not."""
     old = np.broadcast_shapes(before.scale.shape, before.shift.shape)
-    new = np.broadcast_shapes(after.scale.shape, after.shift.shape)
+    new = np.broadcast_shapes(old, *(array.shape for array in arrays))
     return any(size > 1 and was == 1 for was, size in zip(old, new, strict=True))
 
 

@@ -15,7 +15,7 @@ from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import Chosen, Op, OpNode, Signs
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
-from bnfold.rules.shapes import narrowed, widened
+from bnfold.rules.shapes import is_too_large, narrowed, widened
 
 
 def _is_broadcast(node: OpNode, position: int) -> Stop:
@@ -38,6 +38,18 @@ def _signs(node: OpNode) -> tuple[int, ...]:
 def _divisor(node: OpNode) -> int:
     """What a sum is divided by."""
     return len(node.inputs) if node.op is Op.MEAN else 1
+
+
+def _grow_too_large(arrays: Sequence[Float64Array | None]) -> bool:
+    """Whether arrays that vary along different axes are too large in one."""
+    return is_too_large(
+        [max(sizes) for sizes in zip(*(array.shape for array in arrays if array is not None), strict=True)]
+    )
+
+
+def _varies_too_widely(node: OpNode) -> Stop:
+    reason = f"behind {node.op_type} '{node.name}' the affine would vary along too many axes to be written out"
+    return Stop(StopCode.VARIES, reason)
 
 
 def _rank(node: OpNode, arrays: Arrays) -> int:
@@ -64,6 +76,8 @@ def _add_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
         return Stop(StopCode.UNKNOWN_RANK, f"the rank of an input of {node.op_type} '{node.name}' is not known")
     rank = _rank(node, arrays)
     given = [None if array is None else widened(array, rank) for array in arrays]
+    if _grow_too_large(given):
+        return _varies_too_widely(node)
     if part is Part.SHIFT:
         moved = [sign * array for sign, array in zip(_signs(node), given, strict=True) if array is not None]
         total = moved[0]
@@ -102,6 +116,8 @@ def _mul_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
     if any(value.shape is None for value in node.inputs):
         return Stop(StopCode.UNKNOWN_RANK, f"the rank of an input of {node.op_type} '{node.name}' is not known")
     given = [widened(array, _rank(node, arrays)) for array in arrays if array is not None]
+    if _grow_too_large(given):
+        return _varies_too_widely(node)
     total = given[0]
     for array in given[1:]:
         total = total * array

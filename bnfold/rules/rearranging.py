@@ -14,7 +14,7 @@ from bnfold.algebra.rounding import Float64Array
 from bnfold.graph import Blocks, Gathered, Joined, OpNode, Permutation, Picked
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules.row import Arrays, Part, Row
-from bnfold.rules.shapes import narrowed, reshaped, widened
+from bnfold.rules.shapes import is_too_large, narrowed, reshaped, widened
 
 
 def _varies(node: OpNode, why: str) -> Stop:
@@ -96,6 +96,8 @@ def _concat_forward(node: OpNode, arrays: Arrays, part: Part) -> Arrays | Stop:
     rank = given[0].ndim
     filled = [np.full((1,) * rank, part.neutral) if array is None else array for array in arrays]
     whole = np.broadcast_shapes(*((*array.shape[:axis], 1, *array.shape[axis + 1 :]) for array in filled))
+    if is_too_large((*whole, sum(sizes))):
+        return _varies(node, "joins inputs that are too large for an affine that varies along them")
     parts = [
         np.broadcast_to(array, (*whole[:axis], size, *whole[axis + 1 :]))
         for array, size in zip(filled, sizes, strict=True)
@@ -123,6 +125,8 @@ def _pick_backward(node: OpNode, position: int, array: Float64Array, part: Part)
 
 def _put_back(array: Float64Array, axis: int, indices: NDArray[np.int64], size: int, part: Part) -> Float64Array | None:
     """What is done to the elements picked along an axis, done to all; None where one would be treated in two ways."""
+    if is_too_large((*array.shape[:axis], size, *array.shape[axis + 1 :])):
+        return None
     whole = np.full((*array.shape[:axis], size, *array.shape[axis + 1 :]), part.neutral)
     whole[(slice(None),) * axis + (indices,)] = array
     return whole if (whole.take(indices, axis) == array).all() else None

@@ -17,6 +17,11 @@ _MOST_ELEMENTS = 1 << 24
 """An array that would have to be written out in full beyond this is not carried."""
 
 
+def is_too_large(shape: Sequence[int]) -> bool:
+    """Whether an array is not carried, as it would have to be written out in full."""
+    return prod(shape) > _MOST_ELEMENTS
+
+
 def reshaped(array: Float64Array, source: Shape, target: Shape) -> Float64Array | None:
     """Carries an array from a value of shape `source` to the same elements in shape `target`, in row-major order.
 
@@ -36,7 +41,7 @@ def reshaped(array: Float64Array, source: Shape, target: Shape) -> Float64Array 
             shape[new_axes[0]] = array.shape[axes[0]]
             continue
         known = [size for size in (*sizes, *new_sizes) if isinstance(size, int)]
-        if len(known) != len(sizes) + len(new_sizes) or prod(array.shape) * prod(known[: len(sizes)]) > _MOST_ELEMENTS:
+        if len(known) != len(sizes) + len(new_sizes) or is_too_large((*array.shape, *known[: len(sizes)])):
             return None
         full = list(array.shape)
         for axis in axes:

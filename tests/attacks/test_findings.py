@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from small_networks import original, random_layers
@@ -205,3 +206,25 @@ def test_a_nested_tensor_is_no_parameter(tmp_path: Path) -> None:
     torch.save({"weight": nested, "bias": torch.zeros(2)}, tmp_path / "m.pt")
     with pytest.raises(ModelLoadError):
         load_weights(torch.nn.Linear(2, 2), tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "p = Pad <mode = 'constant'> (b, pads)\n y = Conv (p, w)",
+        "s = Slice (big, none, half, three)\n a = Add (s, tall)\n y = Conv (a, w)",
+        "h, k = Split <axis = 3> (big)\n a = Concat <axis = 3> (h, k)\n y = Conv (a, w)",
+        "a = Add (big, tall)\n e = Mul (huge, wide)\n c = Concat <axis = 0> (a, e)\n y = Conv (c, w)",
+    ],
+)
+def test_sizes_that_no_memory_holds_are_not_written_out(tmp_path: Path, nodes: str) -> None:
+    path = written(tmp_path / "m.onnx", nodes.replace("'", '"'))
+    model = onnx.load(path)
+    for name in ("big", "huge"):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, [2**40, 3, 4, 2**42]))
+    integers = {"pads": [0, 0, 0, -(2**40), 0, 0, 0, 0], "none": [0], "half": [2**41], "three": [3]}
+    for name, numbers in integers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(numbers, np.int64), name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "wide"))
+    onnx.save(model, path)
+    bnfold.inspect(path)

@@ -222,6 +222,7 @@ class _Lifter:
                 name=name,
                 op_type=node.op_type,
                 inputs=(source,),
+                also_reads=tuple(map(self._value, filter(self._is_computed, node.input[1:]))),
                 outputs=self._outputs(node, source.shape),
                 handle=handle,
                 kind=Kind.BATCH_NORM,
@@ -313,8 +314,8 @@ class _Lifter:
             or self._readers.of[value.name] != [index]
         ):
             return False
-        whole = first.affine.then(node.affine)
-        if whole.varying_axes > 1:
+        whole = first.affine.chained(node.affine)
+        if whole is None:
             return False
         first.affine = whole
         first.operations += 1
@@ -327,8 +328,12 @@ class _Lifter:
     def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
         """The inputs of a node that are not constant and whose elements it reads."""
         for position, name in enumerate(node.input):
-            if name and not _reads_type_only(node, position) and not self._scope.constants.is_constant(name):
+            if not _reads_type_only(node, position) and self._is_computed(name):
                 yield name
+
+    def _is_computed(self, name: str) -> bool:
+        """Whether a node reads a value under that name which is not constant."""
+        return bool(name) and not self._scope.constants.is_constant(name)
 
     def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
         return tuple(self._new_value(name, fallback) for name in node.output if name)

@@ -372,7 +372,7 @@ def _rank(name: str, types: ValueTypes) -> int | None:
 def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *, mask_is_read: bool) -> bool:
     """Whether a node passes its first input on as it is.
 
-    Identity does, Dropout at inference, Cast and CastLike to the same type.
+    Identity does, Dropout at inference, Cast and CastLike to the same type, and Max, Min, Sum and Mean of it alone.
 
     Args:
         node: The node, of opset 7 or later.
@@ -380,7 +380,7 @@ def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *
         types: What is known about the values of its graph.
         mask_is_read: Whether anything reads an output besides the first.
     """
-    if is_standard(node, "Identity"):
+    if is_standard(node, "Identity") or (is_standard(node, "Max", "Min", "Sum", "Mean") and len(node.input) == 1):
         return True
     if is_standard(node, "Cast", "CastLike"):
         source, target = (types.get(name, (None, ""))[1] for name in (node.input[0], node.output[0]))

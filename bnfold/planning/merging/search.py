@@ -197,7 +197,7 @@ class Merging:
             factor = term.leaf.factor / rewired.factor
             scale, shift = scale + factor * affines[term].scale, shift + factor * affines[term].shift
         affine = Affine(scale, shift)
-        if grows(own, affine):
+        if grows(own, scale, shift):
             return Stop(StopCode.VARIES, f"'{target.name}' would vary along more axes than it does")
         if not affine.fits(target.inputs[0].dtype):
             return Stop(StopCode.OVERFLOW, f"added up in '{target.name}' they cannot be stored")

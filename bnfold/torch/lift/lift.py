@@ -163,8 +163,8 @@ class _Lifter:
         before, handle = first.handle, node.handle
         if not isinstance(before, Handle) or not isinstance(handle, Handle) or [*before.last.users] != [fx_node]:
             return False
-        whole = first.affine.then(node.affine)
-        if node.inputs[0].observer is not None or whole.varying_axes > 1 or parts_frozen(before, handle):
+        whole = first.affine.chained(node.affine)
+        if whole is None or node.inputs[0].observer is not None or parts_frozen(before, handle):
             return False
         first.affine = whole
         first.operations += 1

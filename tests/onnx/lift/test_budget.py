@@ -226,3 +226,26 @@ def test_honest_shapes_are_followed():
         *(oh.make_node("Concat", ["s", "s"], [f"c{at}"], axis=0) for at in range(1000)),
     ]
     assert data_stays_small(model(nodes))
+
+
+WIDE = {
+    "a row and a column in a row": "p = MatMul (u, w) a = Add (p, row) b = Mul (a, column) y = Add (b, p)",
+    "a row and a column that meet": ("a = Mul (x, row) b = Mul (z, column) c = Mul (a, b) y = MatMul (c, square)"),
+    "added": "a = Add (x, row) b = Add (z, column) c = Add (a, b) y = MatMul (c, square)",
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_affines_along_several_axes_are_not_written_out(name):
+    size = 1 << 14
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+      g (float[{size},{size}] x, float[{size},{size}] z, float[{size},8] u) => (float[{size},C] y) {{ {WIDE[name]} }}"""
+    proto = onnx.parser.parse_model(text)
+    constants = {"row": (1, size), "column": (size, 1), "w": (8, size), "square": (size, 8)}
+    proto.graph.initializer.extend(ones(shape, name) for name, shape in constants.items())
+    tracemalloc.start()
+    try:
+        inspect_onnx(from_proto(proto))
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()

@@ -14,7 +14,7 @@ CONSTANTS = {
     "v1": random(1, 3, 1, 1, seed=1),
     "u": random(5, 4, 1, 1),
     "t": random(4, 1, 1),
-    "zero": np.array(0.0),
+    "one": np.array(1.0),
     "rows": np.zeros((3, 4, 2, 6), np.int64),
     "channels": np.zeros((3, 2, 6, 6), np.int64),
     "all_channels": np.zeros((3, 4, 6, 6), np.int64),
@@ -57,7 +57,7 @@ def test_an_affine_goes_to_all_that_may_be_taken(name: str) -> None:
 
 STAYS = {
     "the larger, turned round": ("a = Conv (x, w) b = Conv (z, v) m = Max (a, b)", OF_ANY_SIGN, "negative_scale"),
-    "a number": ("a = Conv (x, w) m = Max (a, zero)", POSITIVE, "no_rule"),
+    "a number": ("a = Conv (x, w) m = Max (a, one)", POSITIVE, "no_rule"),
     "a constant": ("a = Conv (x, w) m = Where (g, a, t)", POSITIVE, "no_rule"),
     "one of them broadcast": ("a = Conv (x, w) b = Conv (z, v1) m = Where (g, a, b)", POSITIVE, "broadcast"),
     "one with another reader": ("a = Conv (x, w) b = Sigmoid (a) m = Max (a, b)", POSITIVE, "other_consumers"),

@@ -574,3 +574,13 @@ def test_cast_like_to_the_type_it_has_is_no_obstacle() -> None:
     }
     """
     assert fold(parse(text, w=random(4, 3, 1, 1), **batch_norm(4))).codes == []
+
+
+def test_what_the_parameters_of_a_bn_are_computed_of_keeps_its_value() -> None:
+    text = """agraph (double[2] v, double[3,4,2] x) => (double[4] y, double[3,4,2] z) {
+      g = MatMul (v, w)  y = Mul (g, s)  z = BatchNormalization (x, g, bn_b, bn_m, bn_v)
+    }"""
+    norm = {name: array for name, array in batch_norm(4).items() if name != "bn_g"}
+    folded = fold(parse(text, w=random(2, 4), s=random(4), **norm), leftover="keep")
+    assert [entry.code for entry in folded.plan.left if entry.batch_norms] == ["parameters_not_constant"]
+    assert folded.count("Mul") == 1

@@ -1,7 +1,9 @@
 """What the lifting of moves knows about one node of a graph."""
 
 from collections.abc import Iterable
+from math import prod
 
+import numpy as np
 import onnx
 
 from bnfold.graph import Op, Parameters
@@ -10,6 +12,9 @@ from bnfold.onnx.lift.types import Shape
 from bnfold.onnx.proto.names import find_attribute, ints_attribute
 
 Lifted = tuple[Op, Parameters | None]
+
+_LARGEST = {dtype.__name__: float(np.finfo(dtype).max) for dtype in (np.float16, np.float32, np.float64)}
+"""What no finite number exceeds; of other element types infinity alone."""
 
 
 class NoAxisError(Exception):
@@ -68,10 +73,24 @@ class NodeView:
         known = self._constants.type_of(self.node.input[position])
         return known[0][-1] if known is not None and known[0] else None
 
-    def bound(self, position: int, attribute: str) -> tuple[float, ...] | None:
-        """A number from a constant input, or before opset 11 from an attribute; empty if absent, None if not known."""
+    def bound(self, position: int, attribute: str, side: int) -> tuple[float, ...] | None:
+        """A bound of a Clip from a constant input, or before opset 11 from an attribute.
+
+        Args:
+            position: The input.
+            attribute: The attribute.
+            side: 1 for an upper bound, -1 for a lower one.
+
+        Returns:
+            The bound; empty if there is none that a finite number exceeds, None if it is not known.
+        """
         given = find_attribute(self.node, attribute)
-        return self.numbers(position, "") if given is None else (given.f,)
+        numbers = self.numbers(position, "") if given is None else (given.f,)
+        if not numbers:
+            return numbers
+        found = None if given is not None else self._constants.find(self.node.input[position])
+        largest = _LARGEST.get("float32" if found is None else found.dtype.name, np.inf)
+        return () if side * numbers[0] >= largest else numbers[:1]
 
     def flows(self, position: int) -> bool:
         """Whether an input is computed while the model runs."""
@@ -89,6 +108,11 @@ class NodeView:
             return True
         found = self._constants.find(name)
         return found is not None and not found.overridable and not found.read().any()
+
+    def is_one_number(self, position: int) -> bool:
+        """Whether an input is constant, and broadcasts to the shape of the first value that is none."""
+        known = self._constants.type_of(self.node.input[position])
+        return known is not None and len(known[0]) <= len(self.source or ()) and prod(known[0]) == 1
 
     def axis(self, number: int) -> int:
         """An axis of the first input, counted from the left.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.algebra.linear_map import Window
-from bnfold.algebra.positions import crop, repeated
+from bnfold.algebra.positions import crop, repeated, run
 from bnfold.graph import Along, Blocks, Gathered, Joined, Op, Permutation, Picked, Signs
 from bnfold.onnx.lift.moves.node_view import Lifted, NoAxisError, NodeView
 from bnfold.onnx.lift.nodes import lift_window
@@ -36,6 +36,8 @@ def lift_move(view: NodeView, *, all_inputs_flow: bool) -> Lifted | None:
     node = view.node
     if node.domain not in DEFAULT_DOMAINS or any(given.ref_attr_name for given in node.attribute):
         return None
+    if node.op_type in ("Max", "Min"):
+        return _extreme(view)
     if node.op_type in _BROADCASTING:
         return _BROADCASTING[node.op_type](len(node.input)) if all_inputs_flow else None
     lifter = _LIFTERS.get(node.op_type)
@@ -82,7 +84,7 @@ def _split(view: NodeView) -> Lifted | None:
     if len(known) < len(sizes) or sum(known) != source[axis]:
         return Op.PICK, Picked(tuple({axis: None} for _ in sizes))
     ends = np.cumsum(known)
-    runs = [np.arange(end - size, end) for end, size in zip(ends, known, strict=True)]
+    runs = [run(end - size, end) for end, size in zip(ends.tolist(), known, strict=True)]
     return Op.PICK, Picked(tuple({axis: run} for run in runs))
 
 
@@ -106,12 +108,12 @@ def _slice(view: NodeView) -> Lifted | None:
     return Op.PICK, Picked((cuts,))
 
 
-def _cut(size: int, start: int, end: int, step: int) -> NDArray[np.int64]:
+def _cut(size: int, start: int, end: int, step: int) -> NDArray[np.int64] | None:
     """The positions that ONNX's Slice takes: ends beyond the size are clamped, negative ones count from the right."""
     start = start + size if start < 0 else start
     end = end + size if end < 0 else end
     low, high = (0, size) if step > 0 else (-1, size - 1)
-    return np.arange(min(max(start, 0), high), min(max(end, low), size), step)
+    return run(min(max(start, 0), high), min(max(end, low), size), step)
 
 
 def _gather(view: NodeView) -> Lifted | None:
@@ -133,7 +135,7 @@ def _gather_elements(view: NodeView) -> Lifted | None:
     cuts: dict[int, NDArray[np.int64] | None] = {axis: None}
     for other, (size, kept) in enumerate(zip(source, target, strict=True)):
         if other != axis and (size != kept or size is None):
-            cuts[other] = np.arange(kept) if isinstance(kept, int) else None
+            cuts[other] = run(0, kept) if isinstance(kept, int) else None
     return Op.PICK, Picked((cuts,))
 
 
@@ -253,11 +255,36 @@ def _relu(_: NodeView) -> Lifted | None:
 
 
 def _clip(view: NodeView) -> Lifted | None:
-    """Without bounds it changes nothing, and with zero for the lower one it is Relu."""
-    low, high = (view.bound(position, name) for position, name in ((1, "min"), (2, "max")))
-    if high != ():
+    """Without bounds it changes nothing, and with none but zero it keeps what is on one side of zero, as Relu does."""
+    low, high = view.bound(1, "min", -1), view.bound(2, "max", 1)
+    if low is None or high is None:
         return None
-    return (Op.IDENTITY, None) if low == () else (Op.RELU, None) if low == (0,) else None
+    bounds = {*low, *high}
+    return (Op.IDENTITY, None) if not bounds else (Op.RELU, None) if bounds == {0} else None
+
+
+def _extreme(view: NodeView) -> Lifted | None:
+    """Max and Min of one value and zero keep what is on one side of zero, too."""
+    others = [position for position in range(len(view.node.input)) if not view.flows(position)]
+    alone = len(others) == len(view.node.input) - 1 and view.source is not None
+    zero = alone and all(view.is_zero(position) and view.is_one_number(position) for position in others)
+    return (Op.RELU, None) if zero else None
+
+
+def _einsum(view: NodeView) -> Lifted | None:
+    """Of one operand it may do no more than put the axes in another order."""
+    before, arrow, after = string_attribute(view.node, "equation", "").replace(" ", "").partition("->")
+    letters = [*before]
+    if (
+        len(view.node.input) != 1
+        or not arrow
+        or len({*letters}) < len(letters)
+        or len(letters) != len(view.source or ())
+    ):
+        return None
+    if not before.isalpha() or sorted(after) != sorted(before):
+        return None
+    return Op.TRANSPOSE, Permutation(tuple(map(before.index, after)))
 
 
 def _prelu(view: NodeView) -> Lifted | None:
@@ -294,6 +321,7 @@ _LIFTERS: dict[str, Callable[[NodeView], Lifted | None]] = {
     "Flatten": _reshape,
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
+    "Einsum": _einsum,
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
