@@ -54,7 +54,7 @@ def judge(expected: Array, found: Array, dtypes: Iterable[DType] = (), *, exact:
         worst = np.abs(np.where(finite, other - wide, 0)).max()
     largest = np.abs(np.where(finite, wide, 0)).max()
     rounded = max([_ROUNDED, *(2 * _step(dtype) for dtype in dtypes if dtype in STORAGE_DTYPES)])
-    if (finite | same).all() and (worst <= rounded * largest or not exact):
+    if not exact or ((finite | same).all() and worst <= rounded * largest):
         return Verdict.INCONCLUSIVE, f"differs by {worst:.3g} beside {largest:.3g}: the sums were not exact"
     place = np.argwhere(~same)[0]
     at = tuple(int(index) for index in place)

@@ -279,6 +279,21 @@ class TestGate:
         found = check(model)
         assert (found.verdict, found.regions) == (Verdict.PASS, 1)
 
+    @pytest.mark.parametrize(("turns", "verdict"), [(2, Verdict.PASS), (72, Verdict.INCONCLUSIVE)])
+    def test_numbers_that_grow_from_turn_to_turn(self, turns: int, verdict: Verdict) -> None:
+        text = f"""agraph (float[{turns},2,4] x, float[2,4] s) => (float[2,4] f, float[{turns},2,4] y) {{
+          f, y = Scan <num_scan_inputs = 1, body = step (float[2,4] before, float[2,4] now)
+            => (float[2,4] after, float[2,4] out) {{
+            a = Add (before, now) t = MatMul (a, w)
+            after = BatchNormalization (t, p_g, p_b, p_m, p_v) out = Identity (after)
+          }}> (s, x)
+        }}"""
+        constants = {"w": random(4, 4)} | batch_norm(4, "p")
+        model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+        folded = fold_onnx(from_proto(model), FoldOptions())
+        assert folded.plan.batch_norms_folded == 1
+        assert check(model).verdict is verdict
+
     def test_a_merge_that_moves_terms_to_another_operand(self) -> None:
         """Both operands of the last Add change, and the first keeps the name of what it still is."""
         text = (

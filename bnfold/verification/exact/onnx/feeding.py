@@ -23,6 +23,8 @@ _LARGE_WINDOW = 256
 _MOST = 1 << 14
 """Products of such values with weights, biases and scales stay whole numbers that float32 has."""
 
+_LARGEST_EXACT = 1 << 24
+
 _MOST_DRAWN = 1 << 40
 """Larger multiples are given up; they need windows in which each number of elements occurs."""
 
@@ -71,6 +73,12 @@ def is_exact(region: Region, types: ValueTypes, opset: int) -> bool:
     windows = [math.prod(ints_attribute(node, "kernel_shape")) for node in narrow]
     large = max((window for window in windows if window > _LARGE_WINDOW), default=1)
     return _multiple(originals, types) * large <= _MOST
+
+
+def outgrows(region: Region, result: Array) -> bool:
+    """Whether numbers that grow from turn to turn have grown beyond the whole numbers that float32 has."""
+    turns = any(is_standard(node, "Loop", "Scan") for node in _originals(region))
+    return turns and result.dtype.kind == "f" and bool((np.abs(result) > _LARGEST_EXACT).any())
 
 
 def _originals(region: Region) -> list[onnx.NodeProto]:
