@@ -270,11 +270,32 @@ class OpNode(Node):
     stop: Stop | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ConstantNorm:
+    """A batch norm that is applied to a constant, as where weights are standardised: what it gives is another constant.
+
+    Attributes:
+        name: Its name.
+        result: The name of what it gives.
+        handle: What the front-end needs to find the node again.
+    """
+
+    name: str
+    result: str
+    handle: object
+
+
 @dataclass(slots=True, eq=False)
 class Graph:
-    """The nodes of a model in topological order, those of nested graphs and functions among them."""
+    """A model without its constants.
+
+    Attributes:
+        nodes: Its nodes in topological order, those of nested graphs and functions among them.
+        constant_norms: The batch norms that are no nodes of it, because constants are all that they read.
+    """
 
     nodes: list[Node] = field(default_factory=list)
+    constant_norms: list[ConstantNorm] = field(default_factory=list)
 
     def add(self, node: Node) -> None:
         """Appends a node and links its values to it."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
-from bnfold.graph import AffineNode, Kind, MapNode, Node, Value
+from bnfold.graph import AffineNode, ConstantNorm, Kind, MapNode, Node, Value
 from bnfold.reasons import StopCode
 from bnfold.text.tables import Block, as_html, as_text, plural
 
@@ -220,6 +220,7 @@ class Plan:
         merges: The maps and affines that became one.
         apart: Those that could have, but for a reason.
         junctions: What has to be rewired for the merges, in order.
+        constant_norms: The batch norms whose results become constants.
         assumptions: For a module: what the plan is right for only because the examples are as they are, in sentences.
     """
 
@@ -231,6 +232,7 @@ class Plan:
     merges: tuple[Merge, ...] = ()
     apart: tuple[Apart, ...] = ()
     junctions: tuple[Junction, ...] = field(default=(), repr=False)
+    constant_norms: tuple[ConstantNorm, ...] = field(default=(), repr=False)
     assumptions: tuple[str, ...] = ()
     never_empty: frozenset[AffineNode] = field(default=frozenset(), repr=False)
 

@@ -8,7 +8,7 @@ moves.
 The graph is only read; what has moved so far is kept beside it, in `bnfold.planning.tensors`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -19,7 +19,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
 from bnfold.errors import UsageError, perhaps
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Value
+from bnfold.graph import AffineNode, ConstantNorm, Graph, Kind, MapNode, Node, Value
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
 from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
@@ -36,6 +36,7 @@ from bnfold.reasons import Stop, StopCode
 from bnfold.rules import Part
 
 _SAYS_LITTLE = frozenset({StopCode.MODEL_INPUT, StopCode.MODEL_OUTPUT, StopCode.NO_RULE, StopCode.NONLINEAR})
+_SKIPPED = Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
 
 
 def plan(
@@ -61,7 +62,8 @@ def plan(
     Raises:
         UsageError: A pattern matches no affine.
     """
-    names = [node.name for node in graph.affines]
+    norms: list[ConstantNorm | AffineNode] = [*graph.constant_norms, *graph.affines]
+    names = [node.name for node in norms]
     for option, patterns in (("skip", skip), ("only", only)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -70,7 +72,7 @@ def plan(
                 raise UsageError(message, hint=hint)
     skipped = {
         node
-        for node in graph.affines
+        for node in norms
         if any(fnmatchcase(node.name, pattern) for pattern in skip)
         or (only and not any(fnmatchcase(node.name, pattern) for pattern in only))
     }
@@ -90,11 +92,14 @@ class _Move:
 
 
 class _Search:
-    def __init__(self, graph: Graph, skipped: set[AffineNode], *, compose: bool, merge: bool) -> None:
+    def __init__(
+        self, graph: Graph, skipped: Container[AffineNode | ConstantNorm], *, compose: bool, merge: bool
+    ) -> None:
         self._compose = compose
         self._graph = graph
         self._nodes = graph.affines
         self._skipped = skipped
+        self._constant_norms = [norm for norm in graph.constant_norms if norm not in skipped]
         self._affines = {
             node: node.affine
             for node in self._nodes
@@ -216,7 +221,9 @@ class _Search:
         merged = {node for junction in self._junctions for node in junction.gone}
         nodes = [node for node in self._nodes if node not in merged]
         left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in nodes if node not in self._steps}
-        folds = []
+        folds = [
+            Fold((norm.name,), Kind.BATCH_NORM, Direction.BACKWARD, (), (norm.result,)) for norm in self._constant_norms
+        ]
         for node in nodes:
             stays_in = next((end for end in ends[node] if end in left_with and self._is_composed(node, end)), None)
             if isinstance(stays_in, AffineNode):
@@ -226,7 +233,11 @@ class _Search:
             path = tuple(passed.name for passed in step.passed)
             targets = tuple(end.name for end in ends[node])
             folds.append(Fold((node.name,), node.kind, step.direction, path, targets))
-        left = []
+        left = [
+            Left((norm.name,), Kind.BATCH_NORM, _SKIPPED.code, _SKIPPED.reason, 1)
+            for norm in self._graph.constant_norms
+            if norm in self._skipped
+        ]
         for node, composed in left_with.items():
             if node.kind is Kind.BATCH_NORM or self._is_worth_a_word(node):
                 stop = self._why(node)
@@ -243,6 +254,7 @@ class _Search:
             tuple(self._merges),
             tuple(self._apart),
             tuple(self._junctions),
+            constant_norms=tuple(self._constant_norms),
             never_empty=frozenset(node for node in self._affines if node.inputs[0] in full),
         )
 
@@ -329,7 +341,7 @@ class _Search:
         if node.stop is not None:
             return node.stop
         if node in self._skipped:
-            return Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
+            return _SKIPPED
         backward, forward = (self._stops.get((node, way)) for way in (Direction.BACKWARD, Direction.FORWARD))
         if backward is None or forward is None:
             message = f"'{node.name}' can still move after the search has ended"

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from bnfold.algebra.linear_map import Folding, LinearMap
 from bnfold.algebra.quantised import QuantisedTensor
-from bnfold.graph import MapNode, Node
+from bnfold.graph import ConstantNorm, MapNode, Node
 from bnfold.onnx.edit.cleanup import forget, remove_unused
 from bnfold.onnx.edit.leftover import leftover_nodes
 from bnfold.onnx.edit.quantised import quantised_nodes
@@ -50,6 +50,8 @@ def apply(model: OnnxModel, plan: Plan, leftover: Leftover) -> bool:
         Whether that changed anything.
     """
     editor = _Editor(model)
+    for norm in plan.constant_norms:
+        editor.evaluate(_handle(norm))
     for node, folding in plan.foldings.items():
         editor.set_weights(node, folding)
     for step in plan.steps:
@@ -92,6 +94,14 @@ class _Editor:
         for index in (handle.index, *handle.chain, *(() if handle.bias_index is None else (handle.bias_index,))):
             self._removed[scope].add(index)
             self._released[scope].update(filter(scope.constants.is_constant, scope.graph.node[index].input))
+
+    def evaluate(self, handle: Handle) -> None:
+        """Puts the constant that a node gives in its place."""
+        name = handle.node.output[0]
+        constant = handle.scope.constants.find(name)
+        assert constant is not None  # or the node would have been lifted
+        self.remove(handle)
+        self.add_constants(handle.scope, [numpy_helper.from_array(constant.read(), name)])
 
     def insert(self, scope: Scope, index: int, nodes: list[onnx.NodeProto]) -> None:
         """Puts nodes behind a position; -1 is the beginning."""
@@ -280,7 +290,7 @@ def _set_form(proto: onnx.NodeProto, linear: LinearMap) -> None:
     proto.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
 
 
-def _handle(node: Node) -> Handle:
+def _handle(node: Node | ConstantNorm) -> Handle:
     if not isinstance(node.handle, Handle):
         message = f"'{node.name}' was not lifted from an ONNX model"
         raise TypeError(message)

@@ -19,7 +19,7 @@ from bnfold.algebra.tensor import ArrayTensor, RowwiseTensor, rows_of
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
-from bnfold.onnx.proto.evaluation import evaluate
+from bnfold.onnx.proto.evaluation import evaluate, normalises
 from bnfold.onnx.proto.names import (
     DEFAULT_DOMAINS,
     GraphLike,
@@ -35,7 +35,7 @@ EXPRESSIONS = frozenset(
     " Gather GatherElements ScatterElements ScatterND Tile Pad Trilu Add Sub Mul Div Neg Abs Sign Sqrt Pow Reciprocal"
     " Exp Log Sigmoid Tanh Softplus Softmax Relu Clip Round Floor Ceil Mod Max Min Sum Mean Where Equal Greater"
     " GreaterOrEqual Less LessOrEqual And Or Not QuantizeLinear DequantizeLinear ReduceSum ReduceMean ReduceL1"
-    " ReduceL2 ReduceMax ReduceMin ReduceProd ReduceSumSquare".split()
+    " ReduceL2 ReduceMax ReduceMin ReduceProd ReduceSumSquare BatchNormalization".split()
 ).union(_PRODUCTS)
 """The operators of constant expressions: deterministic, and cheap beside the weights that they make."""
 _KEPT_ELEMENTS = 1 << 16
@@ -187,6 +187,8 @@ class Constants:
                 return self._known_shape(node) is not None
             case "CastLike":
                 return self.is_constant(node.input[0]) and bool(self._element_type(node.input[1]))
+            case "BatchNormalization" if name != node.output[0] or not normalises(node, self.opset):
+                return False
         return node.op_type in EXPRESSIONS and all(self.is_constant(part) for part in node.input if part)
 
     def _resolve(self, name: str) -> Constant | None:

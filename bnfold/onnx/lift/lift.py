@@ -11,7 +11,7 @@ import onnx
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, Op, OpNode, Reading, RoundTrip, Value
+from bnfold.graph import AffineNode, ConstantNorm, Graph, Kind, MapNode, Node, Op, OpNode, Reading, RoundTrip, Value
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.affines import lift_affine
 from bnfold.onnx.lift.budget import Budget
@@ -122,8 +122,8 @@ class _Lifter:
         in_bias: set[int] = set()
         for position, index in enumerate(execution_order(scope.graph)):
             node = scope.graph.node[index]
-            outputs = [name for name in node.output if name]
-            if index in in_bias or (outputs and all(map(scope.constants.is_constant, outputs))):
+            if index in in_bias or self._is_constant(node):
+                self._note_constant_norm(node, Handle(scope, index))
                 continue
             bias_index = self._find_bias(node)
             if bias_index is not None:
@@ -143,6 +143,30 @@ class _Lifter:
         if self._outer is not None:
             for output in scope.graph.output:
                 self._value(output if isinstance(output, str) else output.name)
+
+    def _read_outputs(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """The first output of a node, and those of the others that anything reads."""
+        more = (name for name in node.output[1:] if self._readers.of.get(name) or name in self._readers.outputs)
+        return (*node.output[:1], *more)
+
+    def _is_constant(self, node: onnx.NodeProto) -> bool:
+        """Whether all that a node gives, and anything reads, is constant."""
+        return any(node.output) and all(map(self._scope.constants.is_constant, self._read_outputs(node)))
+
+    def _note_constant_norm(self, node: onnx.NodeProto, handle: Handle) -> None:
+        """Notes a BatchNormalization that gives a constant, or why it stays."""
+        if not is_standard(node, "BatchNormalization"):
+            return
+        found = self._scope.constants.find(node.output[0])
+        if found is not None and not found.overridable:
+            name = self._scope.prefix + label(node)
+            self._graph.constant_norms.append(ConstantNorm(name, node.output[0], handle))
+        elif found is not None:
+            reason = "it reads a model input that a caller may override"
+            self._graph.add(self._opaque(node, handle, Stop(StopCode.OVERRIDABLE, reason)))
+        else:
+            reason = f"what it makes of the constant '{node.input[0]}' cannot be computed here"
+            self._graph.add(self._opaque(node, handle, Stop(StopCode.NO_RULE, reason)))
 
     def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         scope = self._scope
@@ -173,8 +197,8 @@ class _Lifter:
             return AffineNode(
                 name=name,
                 op_type=node.op_type,
-                inputs=inputs[:1],
-                also_reads=inputs[1:],
+                inputs=(self._value(node.input[0]),),
+                also_reads=tuple(map(self._value, filter(self._is_computed, node.input[1:]))),
                 outputs=self._outputs(node, None),
                 handle=handle,
                 kind=Kind.BATCH_NORM,
@@ -240,7 +264,7 @@ class _Lifter:
                 _learn_size(inputs[0], found.input_axis, found.in_channels)
             _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
-        extra_is_read = any(self._readers.of.get(extra) or extra in self._readers.outputs for extra in node.output[1:])
+        extra_is_read = len(self._read_outputs(node)) > 1
         known = inputs and inputs[0].name == node.input[0] and opset >= OLDEST_OPSET
         cast = RoundTrip() if handle.index in self._casts else None
         if known and (cast or is_identity(node, constants, self._types, mask_is_read=extra_is_read)):

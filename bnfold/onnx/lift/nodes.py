@@ -6,7 +6,6 @@ broadcast as numpy does) and says what it is, or why it is not.
 
 from dataclasses import replace
 
-import numpy as np
 import onnx
 
 from bnfold.algebra.affine import Affine, batch_norm_defect
@@ -20,6 +19,7 @@ from bnfold.onnx.lift.constants import Constant, Constants
 from bnfold.onnx.lift.precision.block_products import BIAS, is_block_product, lift_block_product
 from bnfold.onnx.lift.precision.quantised import find_quantised
 from bnfold.onnx.lift.types import ValueTypes
+from bnfold.onnx.proto.evaluation import EPSILON
 from bnfold.onnx.proto.names import (
     find_attribute,
     float_attribute,
@@ -33,9 +33,6 @@ from bnfold.reasons import Stop, StopCode
 
 OLDEST_OPSET = 7
 """Before this version Gemm and arithmetic broadcast in another way, and BatchNormalization says is_test."""
-
-_DEFAULT_EPSILON = float(np.float32(1e-5))
-"""Attributes are float32, so this is what the specification's 1e-5 stands for."""
 
 _PRODUCTS = ("MatMul", "Einsum")
 """Products without a bias, whose weight is the operand that is constant."""
@@ -82,7 +79,7 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     if len(source.shape) < 2:
         return Stop(StopCode.CHANNEL_AXIS, f"its input '{source.name}' has rank {len(source.shape)}, no channel axis")
     gamma, beta, mean, variance = (constant.read() for constant in found)
-    epsilon = float_attribute(node, "epsilon", _DEFAULT_EPSILON)
+    epsilon = float_attribute(node, "epsilon", EPSILON)
     defect = batch_norm_defect(gamma, beta, mean, variance, epsilon)
     if defect is not None:
         return Stop(StopCode.PARAMETERS_NOT_FINITE, f"its {defect}")

@@ -12,11 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from bnfold.onnx.proto.names import find_attribute, int_attribute, ints_attribute
+from bnfold.onnx.proto.names import find_attribute, float_attribute, int_attribute, ints_attribute
 
 Array = NDArray[np.generic]
 Compute = Callable[[onnx.NodeProto, Sequence[Array]], Array | None]
 
+EPSILON = float(np.float32(1e-5))
+"""That of a BatchNormalization without one: attributes are float32, and this is what the specification's stands for."""
 _FLOATS = frozenset(map(np.dtype, (np.float16, np.float32, np.float64)))
 _NUMPY_BROADCASTS_SINCE = 7
 _SOFTMAX_HAS_ONE_AXIS_SINCE = 13
@@ -125,8 +127,33 @@ def _matmul(_node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
     return np.asarray(np.matmul(first.astype(np.float64), second.astype(np.float64))).astype(first.dtype)
 
 
+def normalises(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether the first output of a BatchNormalization is what is computed here: each channel is treated alike.
+
+    Before `training_mode` came with opset 14, further outputs meant what it says.
+    """
+    alone = not any(node.output[1:]) or bool(int_attribute(node, "training_mode", 0))
+    return opset >= _NUMPY_BROADCASTS_SINCE and alone and bool(int_attribute(node, "spatial", 1))
+
+
+def _batch_norm(node: onnx.NodeProto, inputs: Sequence[Array]) -> Array | None:
+    """With given statistics, or with its own where training_mode is 1; in float64, as products are."""
+    source, *parameters = inputs
+    if source.ndim < 2 or any(array.dtype not in _FLOATS for array in inputs):
+        return None
+    shape = (-1,) + (1,) * (source.ndim - 2)
+    wide = source.astype(np.float64)
+    scale, bias, mean, variance = (array.astype(np.float64).reshape(shape) for array in parameters)
+    if int_attribute(node, "training_mode", 0):
+        others = (0, *range(2, source.ndim))
+        mean, variance = wide.mean(axis=others).reshape(shape), wide.var(axis=others).reshape(shape)
+    spread = np.sqrt(variance + float_attribute(node, "epsilon", EPSILON))
+    return np.asarray((wide - mean) / spread * scale + bias).astype(source.dtype)
+
+
 _PLAIN: Mapping[str, Compute] = {
     "Add": _elementwise(np.add),
+    "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Concat": _concat,
     "Div": _elementwise(np.divide),

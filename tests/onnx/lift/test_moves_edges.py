@@ -252,15 +252,6 @@ def test_what_comes_to_one_map_by_two_ways(name: str) -> None:
         assert [target.split("(")[0] for target in only_fold(folded)[1]] == targets
 
 
-def test_a_norm_of_a_weight_is_said_to_be_one() -> None:
-    """Weight standardisation: the statistics are those of a constant, not of any batch."""
-    norm = "v, mean, var = BatchNormalization <training_mode=1> (w, bn_g, bn_b, bn_m, bn_v)"
-    text = f"agraph ({IMAGE} x) => ({IMAGE} y) {{ {norm} y = Conv (x, v) }}"
-    (left,) = fold(parse(text, opset=15, w=random(4, 4, 1, 1), **batch_norm(4))).plan.left
-    assert left.code == "training_mode"
-    assert left.reason == "training_mode is 1: it normalises with the statistics of the constant 'w'"
-
-
 @pytest.mark.parametrize("forward", [False, True])
 @pytest.mark.parametrize(
     "op",

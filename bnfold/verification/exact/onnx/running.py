@@ -115,7 +115,8 @@ class Runner:
                 verdict, clause = judge(array, found[part], self._stored, exact=exact and not grown)
                 if verdict is Verdict.FAIL:
                     return verdict, end.value, clause
-                if verdict is not Verdict.PASS:
+                # What reads no value is no example of what it could be: as near as rounding is it will always be.
+                if verdict is not Verdict.PASS and (grown or self._region.entries):
                     worst = verdict, end.value, clause
         return worst
 
