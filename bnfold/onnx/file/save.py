@@ -30,6 +30,7 @@ from bnfold.system.staging import (
     take_attributes,
 )
 
+_SMALLEST_EXTERNAL_NBYTES = 1024  # onnx's own
 _SMALL_NBYTES = 1 << 14
 _JOINED_NBYTES = 1 << 20
 _PAGE_NBYTES = 4096  # large tensors start on a page, so that a runtime can map them
@@ -241,7 +242,7 @@ class _Layout:
 
     def place(self, kind: wire.Kind, blob: Blob) -> bytes | None:
         """The fields of a TensorProto that say where its data is, or None to keep it in the model."""
-        if blob.length <= skeleton.BY_REFERENCE_NBYTES:
+        if blob.length <= _SMALLEST_EXTERNAL_NBYTES:
             return None
         if kind is not wire.Kind.INITIALIZER and not blob.external:
             return None

@@ -11,8 +11,8 @@ from bnfold.onnx.file.external import ExternalFiles
 from bnfold.onnx.file.tensors import LOCATION, Blob, FileRange, TensorStore, require_nbytes
 from bnfold.system.source_file import SourceFile
 
-BY_REFERENCE_NBYTES = 1024
-"""Tensors with more raw data than this, in bytes, stay where they are."""
+BY_REFERENCE_NBYTES = 16384
+"""Tensors with more raw data than this, in bytes, stay where they are; a reference to less costs more than a copy."""
 
 # fields of TensorProto
 _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 9, 13, 14
