@@ -83,7 +83,7 @@ class TensorStore:
         self._prefixes.add(self._prefix)
 
     def array(self, tensor: onnx.TensorProto) -> np.ndarray:
-        """The values of a tensor, in a dtype of ml_dtypes where numpy has none; do not write to them.
+        """The values of a tensor in C order, in a dtype of ml_dtypes where numpy has none; do not write to them.
 
         Raises:
             ModelLoadError: The tensor is malformed, or its bytes do not fit its shape or cannot be read.
@@ -318,4 +318,4 @@ def _computed(deferred: Deferred) -> np.ndarray:
             f"The tensor {deferred.name!r} was announced as {dtype} {list(deferred.dims)} "
             f"and computed as {array.dtype} {list(array.shape)}."
         )
-    return array
+    return np.asarray(array, order="C")

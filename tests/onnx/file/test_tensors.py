@@ -78,6 +78,14 @@ def test_deferred_values_of_every_type(data_type: int, in_parts: bool, tmp_path)
     assert onnx.load(tmp_path / "m.onnx").graph.initializer[0] == tensor
 
 
+def test_deferred_values_are_in_c_order_however_they_were_computed() -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 2, 3).transpose(2, 0, 1)
+    store = TensorStore()
+    array = store.array(store.defer("w", values.shape, T.FLOAT, lambda: values))
+    assert array.flags.c_contiguous
+    assert same(array, values)
+
+
 @pytest.mark.parametrize("values", [np.float32(3), np.zeros((0, 4), np.float32), np.zeros((2, 0), np.int64)])
 def test_scalars_and_empty_tensors(values: np.ndarray, tmp_path) -> None:
     values = np.asarray(values)

@@ -326,6 +326,16 @@ class TestGate:
             assert found.verdict is Verdict.PASS, found.reason
 
 
+@pytest.mark.parametrize("weight", [(3, 5, 4), (1, 5, 4)])
+def test_a_batch_of_matrices_on_the_left(weight: tuple[int, ...]) -> None:
+    """Its channels are no first axes, so what is computed for it lies in memory in another order than its axes."""
+    norm = "BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)"
+    text = f"g (float[2,1,4,36] x) => (float[n,m,5,36] y) {{ c = MatMul (w, x) y = {norm} }}"
+    constants = {"w": random(*weight), **batch_norm(weight[0])}
+    found = check(parse(text, **{name: array.astype(np.float32) for name, array in constants.items()}))
+    assert (found.verdict, found.regions) == (Verdict.PASS, 1), found.reason
+
+
 class TestResult:
     def test_check_and_verify(self) -> None:
         model = conv_bn("1,3,6,7")
