@@ -205,11 +205,14 @@ def name_shapes(shapes: Shapes, names: tuple[str, ...]) -> dict[str, InputSpec]:
         names: The model's inputs in their order.
 
     Raises:
-        UsageError: A name is unknown or comes twice, or there are more shapes than inputs.
+        UsageError: A name is unknown or comes twice, there are more shapes than inputs, or one is no InputSpec.
     """
     pairs = list(shapes.items()) if isinstance(shapes, Mapping) else list(shapes)
     named: dict[str, InputSpec] = {}
     for name, spec in pairs:
+        if not isinstance(spec, InputSpec):
+            hint = "Give bnfold.InputSpec((1, 3, 224, 224)), for example."
+            raise UsageError(f"the shape of an input is a {type(spec).__name__}, not a bnfold.InputSpec", hint=hint)
         if name is not None:
             if name in named:
                 raise UsageError(f"input {name!r} has two shapes")

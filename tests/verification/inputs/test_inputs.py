@@ -191,6 +191,12 @@ def test_contradictions_are_usage_errors(options, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("shapes", [{"x": (1, 2)}, [("x", [1, 2])], {"x": None}])
+def test_a_shape_of_another_kind_is_a_usage_error(shapes):
+    with pytest.raises(UsageError, match=r"not a bnfold\.InputSpec"):
+        check(model(SUM, w=[2.0]), shapes=shapes)
+
+
 def test_a_fixed_size_cannot_be_changed():
     fixed = model("g (float[1,4] x) => (float[1,4] y) { y = Mul(x, w) }", w=[2.0])
     with pytest.raises(UsageError, match="the model has 4"):
