@@ -239,7 +239,9 @@ def _partial_kernel(node: onnx.NodeProto, kernel: tuple[int, ...], window: Windo
         return "" if window is not None and window.leaves_whole_sums(kernel) else IS_TRANSPOSED
     auto_pad = string_attribute(node, "auto_pad", "NOTSET")
     pads = ints_attribute(node, "pads") if auto_pad == "NOTSET" else ()
-    return PADS_WITH_ZEROS if any(pads) or auto_pad.startswith("SAME") else ""
+    # SAME pads an axis with dilation · (size − 1) zeros at most: none for a kernel of size 1.
+    pads_by_name = auto_pad.startswith("SAME") and any(size > 1 for size in kernel)
+    return PADS_WITH_ZEROS if any(pads) or pads_by_name else ""
 
 
 def lift_window(node: onnx.NodeProto, kernel: tuple[int, ...]) -> Window | None:

@@ -4,7 +4,17 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx_fold import add_initializers, batch_norm, constant, fold, parse, pure_scale, random, scale_and_shift
+from onnx_fold import (
+    add_initializers,
+    batch_norm,
+    constant,
+    fold,
+    parse,
+    pure_scale,
+    random,
+    run_unoptimised,
+    scale_and_shift,
+)
 
 import bnfold
 
@@ -166,6 +176,29 @@ def test_a_shift_passes_into_the_next_conv_only_without_zero_padding(attributes:
     assert folded.codes == ([] if code is None else [code])
     folded = fold(parse(text, w=random(4, 3, 3, 3), **pure_scale(3)), compare=not stale)
     assert folded.codes == [], "a scale alone passes through zero padding"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "code"),
+    [
+        ((1, 1), '<auto_pad="SAME_UPPER">', None),
+        ((1, 1), '<auto_pad="SAME_LOWER", strides=[2,3]>', None),
+        ((1, 2), '<auto_pad="SAME_UPPER">', "padded_shift"),
+        ((2, 1), '<auto_pad="SAME_LOWER", strides=[2,2]>', "padded_shift"),
+    ],
+)
+@pytest.mark.parametrize("size", [7, 8, 9])
+def test_padding_by_name_adds_nothing_to_a_kernel_of_one_tap(
+    kernel: tuple[int, int], attributes: str, code: str | None, size: int
+) -> None:
+    text = BN_CONV.replace("ATTRIBUTES", attributes).replace("double", "float").replace("8,8", f"{size},{size}")
+    constants = {"w": random(4, 3, *kernel), **batch_norm(3)}
+    model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+    folded = fold(model, leftover="keep", compare=False)
+    assert folded.codes == ([] if code is None else [code])
+    x = {"x": random(2, 3, size, size, seed=5).astype(np.float32)}
+    before, after = run_unoptimised(folded.original, x), run_unoptimised(folded.model, x)
+    np.testing.assert_allclose(after, before, rtol=2e-6, atol=2e-6 * np.abs(before).max())
 
 
 def test_several_convs_take_the_bn_before_them() -> None:
