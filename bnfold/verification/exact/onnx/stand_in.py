@@ -25,6 +25,7 @@ from bnfold.onnx.lift.nodes import bias_position
 from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
 from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
+from bnfold.onnx.proto.walk import all_nodes
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
 _Small = Callable[[Array], Float64Array]
@@ -56,6 +57,15 @@ def stand_in(model: OnnxModel, numbers: Numbers) -> OnnxModel:
     return copy
 
 
+def sum_exactly(model: OnnxModel) -> None:
+    """Lets each MatMulNBits compute with its input as it is, in place; what it rounds by itself, a plan looks at."""
+    for graph in (model.proto.graph, *model.proto.functions):
+        for node in all_nodes(graph.node):
+            for given in node.attribute if is_block_product(node) else ():
+                if given.name == "accuracy_level":
+                    given.i = 1
+
+
 class _Writer:
     def __init__(self, model: OnnxModel, numbers: Numbers) -> None:
         self._model, self._numbers = model, numbers
@@ -82,15 +92,12 @@ class _Writer:
             self._replace(handle.scope, proto, bias_position(proto), "shift", numbers.shifts)
 
     def _replace_blocks(self, proto: onnx.NodeProto, weight: QuantisedTensor, scope: Scope) -> None:
-        """Gives a MatMulNBits small integers, scales of one, and sums that are not rounded."""
+        """Gives a MatMulNBits small integers and scales of one."""
         small = weight.with_integers(self._numbers.weight(weight.shape, 1))
         for position, array in parts_of(proto, small, scope.constants):
             tensor = numpy_helper.from_array(array, self._names.fresh("blocks_small"))
             proto.input[position] = tensor.name
             self._constants.setdefault(id(scope.graph), (scope, []))[1].append(tensor)
-        for given in proto.attribute:
-            if given.name == "accuracy_level":
-                given.i = 1
 
     def replace_affine(self, node: AffineNode, handle: Handle) -> None:
         """Gives a BN or a spelled-out affine other parameters; one that stays as it is keeps its own."""

@@ -186,3 +186,13 @@ def test_an_input_that_is_rounded_to_integers_takes_no_shift() -> None:
     result = bnfold.fold(original, leftover="keep")
     assert [left.code for left in result.plan.left] == ["padded_shift"]
     assert "rounds its input to integers by itself" in result.plan.left[0].reason
+
+
+def test_an_input_that_is_rounded_to_integers_is_proved_around() -> None:
+    """The exact gate's own numbers meet the same reason, and its sums are not rounded to integers."""
+    scales = {"bn_g": np.full(COLUMNS, 2, np.float32), "bn_v": np.full(COLUMNS, 3, np.float32)}
+    original = model(8, nodes=[norm("x", "a"), helper.make_node("Relu", ["p"], ["y"])], **scales)
+    node(original, "MatMulNBits").attribute.append(helper.make_attribute("accuracy_level", 4))
+    result = bnfold.fold(original)
+    assert [left.code for left in result.plan.left] == ["padded_shift"]
+    assert result.check().verdict == "pass", result.check().reason
