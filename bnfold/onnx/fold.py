@@ -16,6 +16,7 @@ from bnfold.onnx.lift.lift import lift
 from bnfold.onnx.lift.scopes import scopes_of
 from bnfold.onnx.lift.shapes.as_run import misreads_ranks
 from bnfold.onnx.proto.names import count_ops
+from bnfold.onnx.proto.normalise import drop_overridden
 from bnfold.onnx.proto.walk import count_parameters
 from bnfold.planning import planner
 from bnfold.planning.leftover import form_of
@@ -72,7 +73,7 @@ def inspect_onnx(model: OnnxModel) -> Plan:
         ModelLoadError: It is not valid.
     """
     check(model)
-    return planner.plan(_lifted(inline_weight_arguments(model)), merge=True)
+    return planner.plan(_lifted(_as_run(model)), merge=True)
 
 
 def fold_onnx(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
@@ -97,8 +98,7 @@ def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     if options.repair:
         mended = model.copy()
         mended = mended if mend(mended) else model
-    working = inline_weight_arguments(mended)
-    working = mended.copy() if working is mended else working
+    working = _as_run(mended)
     leftover, compose = options.leftover, options.leftover is not Leftover.KEEP
     if leftover is Leftover.CONV and misreads_ranks(working.proto):
         leftover = Leftover.MUL_ADD
@@ -110,6 +110,14 @@ def fold_checked(model: OnnxModel, options: FoldOptions) -> FoldedOnnx:
     clear(working, obstacles)
     plan = plan.with_leftovers_as(lambda node, affine: written_as(form_of(leftover, node, plan), node, affine))
     return FoldedOnnx(working, plan, True, ops, count_ops(working.proto), (parameters, count_parameters(working.proto)))
+
+
+def _as_run(model: OnnxModel) -> OnnxModel:
+    """A copy in which names mean what they mean when a runtime runs the model."""
+    inlined = inline_weight_arguments(model)
+    working = model.copy() if inlined is model else inlined
+    drop_overridden(working.proto)
+    return working
 
 
 def _lifted(model: OnnxModel) -> Graph:

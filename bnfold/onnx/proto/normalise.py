@@ -1,7 +1,8 @@
 """One way of writing down what runtimes take in several.
 
 onnxruntime runs models whose nodes are not sorted, that spell the default domain `ai.onnx`, that import a domain not at
-all or twice, or whose sizes are -1, 0 or "?". What is planned is planned on such a model as the standard would have it.
+all or twice, whose branches have initializers by the name of a value around them, or whose sizes are -1, 0 or "?". What
+is planned is planned on such a model as the standard would have it.
 Nothing here changes what a model computes.
 """
 
@@ -13,7 +14,15 @@ from typing import TypeVar
 import onnx
 from onnx import defs, helper
 
-from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, defined_names, nested
+from bnfold.onnx.proto.names import (
+    DEFAULT_DOMAINS,
+    GraphLike,
+    all_graphs,
+    defined_names,
+    nested,
+    reads_from_outside,
+    subgraphs,
+)
 from bnfold.onnx.proto.order import execution_order
 
 _LISTS_INITIALIZERS_BEFORE = 4
@@ -38,6 +47,7 @@ def normalise(proto: onnx.ModelProto) -> None:
     Raises:
         ModelLoadError: A value of it depends on itself.
     """
+    drop_overridden(proto)
     for scope in (proto, *proto.functions):
         _name_domains(scope.opset_import, scope.graph if isinstance(scope, onnx.ModelProto) else scope)
     for graph in all_graphs(proto):
@@ -68,6 +78,21 @@ def _name_domains(imports: MutableSequence[onnx.OperatorSetIdProto], graph: Grap
 def _newest(domain: str, op_types: set[str]) -> int:
     """The first version of a domain in which some operators are what they are in the newest one."""
     return max((defs.get_schema(name, domain).since_version for name in op_types if defs.has(name, domain)), default=1)
+
+
+def drop_overridden(proto: onnx.ModelProto) -> None:
+    """Takes initializers out of branches that get a value of that name from outside, in place.
+
+    onnxruntime hands all branches what one of them reads, and prefers that to what another has of its own.
+    """
+    for graph in all_graphs(proto):
+        for node in graph.node:
+            branches = [inner for _, inner in subgraphs(node)]
+            reads = [{*reads_from_outside(inner)} for inner in branches] if len(branches) > 1 else []
+            for index in range(len(reads)):
+                given = set().union(*reads[:index], *reads[index + 1 :])
+                own = branches[index].initializer
+                _replace(own, [tensor for tensor in own if tensor.name not in given])
 
 
 def _tidy(graph: onnx.GraphProto) -> None:

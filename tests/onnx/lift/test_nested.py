@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx_fold import add_initializers, batch_norm, fold, parse, random, random_feeds
+from onnx_fold import add_initializers, batch_norm, fold, parse, random, random_feeds, run_unoptimised
 
 import bnfold
 
@@ -53,6 +53,27 @@ def test_bn_parameters_inside_a_branch() -> None:
         then.node[1].input[index] = then.node[1].input[index].replace("bn", "inner")
     add_initializers(then, batch_norm(4, "inner"))
     assert both_ways(model) == []
+
+
+@pytest.mark.parametrize("other_reads", ["w", "u"])
+@pytest.mark.parametrize("computed", [True, False])
+@pytest.mark.parametrize("way", [True, False])
+def test_an_initializer_of_a_branch_by_the_name_of_a_value_around_it(
+    other_reads: str, computed: bool, way: bool
+) -> None:
+    """onnxruntime lets the value from outside prevail, but only where the other branch reads it."""
+    constants = {"w": random(4, 3, 3, 3), "u": random(4, 3, 3, 3, seed=3), **batch_norm(4)}
+    if computed:
+        constants["v"] = constants.pop("w")
+    text = BRANCHES.replace("double", "float").replace("(x, u)", f"(x, {other_reads})")
+    text = text.replace("[if]", "w = Sigmoid (v) [if]" if computed else "[if]")
+    model = parse(text, **{name: array.astype(np.float32) for name, array in constants.items()})
+    add_initializers(model.graph.node[-1].attribute[0].g, {"w": random(4, 3, 3, 3, seed=8).astype(np.float32)})
+    feeds = {**random_feeds(model), "p": np.array(way)}
+    folded = bnfold.fold(model)
+    assert folded.plan.batch_norms_left == 0
+    before, after = run_unoptimised(model, feeds), run_unoptimised(folded.model, feeds)
+    np.testing.assert_allclose(after, before, rtol=2e-5, atol=2e-5 * np.abs(before).max())
 
 
 @pytest.mark.parametrize("in_both", [True, False])
