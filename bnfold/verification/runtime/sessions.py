@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
+from onnx import helper, numpy_helper
 
 from bnfold.errors import BnfoldError, DeviceError
 from bnfold.input_spec import Array
@@ -33,6 +34,9 @@ _PROVIDER_OPTIONS = {
     TENSORRT_PROVIDER: {"trt_fp16_enable": "0", "trt_int8_enable": "0"},
 }
 _HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+_OF_NUMPY = (
+    1  # what dtype.isbuiltin says of NumPy's own types, which are the only ones that onnxruntime knows by itself
+)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
@@ -236,9 +240,19 @@ def to_ort_value(array: Array) -> object:
     """An OrtValue on the CPU; it may share the array's memory."""
     import onnxruntime
 
-    if array.dtype == _BFLOAT16:
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    if array.dtype.isbuiltin == _OF_NUMPY:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    memory = array.view(np.uint16) if array.dtype == _BFLOAT16 else _in_bytes(array)
+    data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(memory, data_type)
+
+
+def _in_bytes(array: Array) -> Array:
+    """An array of a type of at most 8 bits as bytes of its shape, as many of them as onnxruntime packs it into."""
+    packed = np.frombuffer(numpy_helper.from_array(array).raw_data, np.uint8)
+    memory = np.zeros(array.shape, np.uint8)
+    memory.reshape(-1)[: len(packed)] = packed
+    return memory
 
 
 def _from_ort_value(value: object) -> object:
