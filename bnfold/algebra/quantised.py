@@ -22,6 +22,7 @@ from typing import Self
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.algebra.rounding import Array, DType, Float64Array, round_once
 from bnfold.algebra.tensor import ArrayTensor, Tensor
@@ -108,19 +109,28 @@ class QuantisedTensor:
         return round_once(exact, self.scale.dtype)
 
     def with_integers(self, wanted: Float64Array) -> Self:
-        """The same with scales of one, whole zero points, and integers that are `wanted` away from them.
+        """The same with scales of one and two, whole zero points, and integers that are `wanted` away from them.
+
+        What can be multiplied by an array is what could be: scales vary where they varied, and integers that leave
+        their range when they are turned round their zero point are as near to it as such integers are.
 
         Args:
-            wanted: Whole numbers, in the layout of the stored integers; what leaves their range is cut off. Integers at
-                the lower end stay there, so that turning them is as possible as it was.
+            wanted: Whole numbers, as the reader sees them; zero stands where they do not fit.
         """
-        zero = None
+        scale = _wide(self.scale)
+        scale = np.where(scale == scale.reshape(-1)[:1], 1, 2).reshape(scale.shape)
+        whole = replace(self, scale=ArrayTensor(scale.astype(self.scale.dtype)))
         if self.zero_point is not None:
-            zero = ArrayTensor(np.rint(_wide(self.zero_point)).astype(self.zero_point.dtype))
-        whole = replace(self, scale=ArrayTensor(np.ones(self.scale.shape, self.scale.dtype)), zero_point=zero)
-        lowest, highest = _range(self.integers.dtype)
-        moved = np.where(_wide(self.integers) == lowest, lowest, wanted + whole._zero()).clip(lowest, highest)
-        return replace(whole, integers=ArrayTensor(moved.astype(self.integers.dtype)))
+            zeros = np.rint(_wide(self.zero_point)).astype(self.zero_point.dtype)
+            whole = replace(whole, zero_point=ArrayTensor(zeros))
+        dtype, zero = self.integers.dtype, whole._zero()
+        lowest, highest = _range(dtype)
+        new = zero + self._before_steps(wanted)
+        turning = np.where(_fits(new, dtype) & _fits(2 * zero - new, dtype), new, zero)
+        above, below = 2 * zero - lowest + 1, 2 * zero - highest - 1
+        leaving = np.where(above <= highest, above, below)
+        moved = np.where(_fits(2 * self._zero() - _wide(self.integers), dtype), turning, leaving)
+        return replace(whole, integers=ArrayTensor(moved.clip(lowest, highest).astype(dtype)))
 
     def scaled(self, factor: Float64Array, order: tuple[int, ...] = ()) -> Self | str:
         """Multiplies by an array.
@@ -165,17 +175,22 @@ class QuantisedTensor:
 
     def _as_stored(self, factor: Float64Array) -> Float64Array:
         """An array for the tensor that its reader sees, for the stored integers; of size 1 where it is constant."""
+        shape = self.shape
+        wide = self._before_steps(np.broadcast_to(factor.reshape(factor.shape + (1,) * (len(shape) - 2)), shape))
+        repeated = (slice(0, 1) if step == 0 else slice(None) for step in wide.strides)
+        return _shrunk(wide[tuple(repeated)])
+
+    def _before_steps(self, array: Float64Array) -> Float64Array:
+        """What the steps make an array of, the shape of which is the one that its reader sees."""
         shapes = [self.integers.shape]
         for step in self.steps:
             shapes.append(_shape_after(step, shapes[-1]))
-        wide = np.broadcast_to(factor.reshape(factor.shape + (1,) * (len(shapes[-1]) - 2)), shapes[-1])
         for step, shape in zip(reversed(self.steps), reversed(shapes[:-1]), strict=True):
             if isinstance(step, Turned):
-                wide = wide.transpose(np.argsort(step.axes))
+                array = array.transpose(np.argsort(step.axes))
             elif isinstance(step, Reshaped):
-                wide = wide.reshape(shape)
-        repeated = (slice(0, 1) if step == 0 else slice(None) for step in wide.strides)
-        return _shrunk(wide[tuple(repeated)])
+                array = array.reshape(shape)
+        return array
 
     def _with(self, integers: Array, scale: Array, axes: list[int]) -> Self:
         if self.block:
@@ -198,9 +213,7 @@ class QuantisedTensor:
         """The integers with the differences from their zero point times a sign; None if they do not fit."""
         zero = self._zero()
         exact = sign * (_wide(self.integers) - zero) + zero
-        with np.errstate(invalid="ignore"):
-            turned = exact.astype(self.integers.dtype)
-        return turned if (turned.astype(np.float64) == exact).all() else None
+        return exact.astype(self.integers.dtype) if _fits(exact, self.integers.dtype).all() else None
 
     def _mirrored(self, sign: Float64Array) -> tuple[Array | None, Tensor | None]:
         """The integers and the zero points of blocks, those of negative sign turned within their range."""
@@ -246,9 +259,16 @@ def _shape_after(step: Turned | Reshaped | Narrowed, shape: tuple[int, ...]) -> 
 
 
 def _range(dtype: DType) -> tuple[int, int]:
-    """The least and the largest integer of a type."""
-    ends = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    """The least and the largest number of a type of integers, or of floats of 8 bits."""
+    info = ml_dtypes.finfo if dtype.name.startswith("float8") else ml_dtypes.iinfo
+    ends = info(dtype)
     return int(ends.min), int(ends.max)
+
+
+def _fits(numbers: Float64Array, dtype: DType) -> NDArray[np.bool_]:
+    """Which numbers a type has."""
+    with np.errstate(invalid="ignore"):
+        return np.equal(numbers.astype(dtype).astype(np.float64), numbers)
 
 
 def _wide(tensor: Tensor) -> Float64Array:

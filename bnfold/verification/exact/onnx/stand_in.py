@@ -17,14 +17,17 @@ from bnfold.algebra.linear_map import LinearMap
 from bnfold.algebra.quantised import QuantisedTensor
 from bnfold.algebra.rounding import STORAGE_DTYPES, Array, DType, Float64Array, round_once
 from bnfold.graph import AffineNode, MapNode, Op, OpNode
+from bnfold.onnx.edit.quantised import quantised_nodes
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.file.tensors import TensorStore
 from bnfold.onnx.lift.affines import is_scaler
 from bnfold.onnx.lift.lift import lift
 from bnfold.onnx.lift.nodes import bias_position
 from bnfold.onnx.lift.precision.block_products import is_block_product, parts_of
+from bnfold.onnx.lift.precision.quantised import dequantised_by
 from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
+from bnfold.onnx.proto.normalise import normalise
 from bnfold.onnx.proto.walk import all_nodes
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
@@ -72,6 +75,7 @@ class _Writer:
         self._names = FreshNames(model.proto)
         self._known: dict[tuple[int, str, str], str] = {}
         self._constants: dict[int, tuple[Scope, list[onnx.TensorProto]]] = {}
+        self._dequantising: dict[int, list[onnx.NodeProto]] = {}
 
     def replace_map(self, node: MapNode, handle: Handle) -> None:
         """Gives a linear map another weight and bias."""
@@ -79,6 +83,8 @@ class _Writer:
         weight_at = 1 if handle.scope.constants.is_constant(proto.input[1]) else 0
         if is_block_product(proto) and isinstance(linear.weight, QuantisedTensor):
             self._replace_blocks(proto, linear.weight, handle.scope)
+        elif isinstance(linear.weight, QuantisedTensor):
+            self._replace_quantised(proto, weight_at, linear, linear.weight, handle.scope)
         else:
             weight, role = partial(_weight, numbers, linear), f"weight of {linear.groups} {linear.order}"
             self._replace(handle.scope, proto, weight_at, role, weight, is_weight=True)
@@ -92,12 +98,27 @@ class _Writer:
             self._replace(handle.scope, proto, bias_position(proto), "shift", numbers.shifts)
 
     def _replace_blocks(self, proto: onnx.NodeProto, weight: QuantisedTensor, scope: Scope) -> None:
-        """Gives a MatMulNBits small integers and scales of one."""
+        """Gives a MatMulNBits small integers and small scales."""
         small = weight.with_integers(self._numbers.weight(weight.shape, 1))
         for position, array in parts_of(proto, small, scope.constants):
             tensor = numpy_helper.from_array(array, self._names.fresh("blocks_small"))
             proto.input[position] = tensor.name
             self._constants.setdefault(id(scope.graph), (scope, []))[1].append(tensor)
+
+    def _replace_quantised(
+        self, proto: onnx.NodeProto, position: int, linear: LinearMap, weight: QuantisedTensor, scope: Scope
+    ) -> None:
+        """Lets a map read small integers, dequantised with small scales as its own are."""
+        name = proto.input[position]
+        key = (id(scope.graph), name, f"integers of {linear.groups} {linear.order}")
+        if key not in self._known:
+            new = self._known[key] = self._names.fresh(f"{name}_small")
+            small = weight.with_integers(_weight(self._numbers, linear, np.empty(0)))
+            _, after = dequantised_by(name, scope.constants)
+            nodes, tensors = quantised_nodes(small, new, after, self._names, self._model.store)
+            self._constants.setdefault(id(scope.graph), (scope, []))[1].extend(tensors)
+            self._dequantising.setdefault(id(scope.graph), []).extend(nodes)
+        proto.input[position] = self._known[key]
 
     def replace_affine(self, node: AffineNode, handle: Handle) -> None:
         """Gives a BN or a spelled-out affine other parameters; one that stays as it is keeps its own."""
@@ -168,11 +189,14 @@ class _Writer:
     def finish(self) -> None:
         """Adds the constants where the nodes of each scope find them."""
         for scope, tensors in self._constants.values():
+            first = self._dequantising.get(id(scope.graph), [])
             if isinstance(scope.graph, onnx.FunctionProto):
-                nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+                first = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors] + first
+            if first:
                 kept = [*scope.graph.node]
                 del scope.graph.node[:]
-                scope.graph.node.extend([*nodes, *kept])
+                scope.graph.node.extend([*first, *kept])
+            if isinstance(scope.graph, onnx.FunctionProto):
                 continue
             listed = self._model.proto.ir_version < 4
             graph = scope.root if listed and isinstance(scope.root, onnx.GraphProto) else scope.graph
@@ -181,6 +205,8 @@ class _Writer:
                 graph.input.extend(
                     helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in tensors
                 )
+        if self._dequantising:
+            normalise(self._model.proto)  # what turns a dequantised weight may read what comes later
 
 
 def _given(array: Float64Array, _: Array) -> Float64Array:

@@ -9,6 +9,9 @@ import pytest
 from onnx import numpy_helper
 from onnx_fold import Folded, batch_norm, fold, parse, random, run_unoptimised, scale_and_shift
 
+import bnfold
+from bnfold.algebra.quantised import QuantisedTensor
+
 NORM = "BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)"
 RNG = np.random.default_rng(5)
 
@@ -231,6 +234,39 @@ def test_what_integers_cannot_hold_stays(name: str) -> None:
     assert folded.codes == ["quantized_weight"]
     assert words in folded.plan.left[0].reason
     assert folded.model == folded.original
+
+
+PROVED = {
+    **{name: (weight, {}) for name, weight in WEIGHTS.items()},
+    **{name: (weight, others) for name, (weight, others, _) in REFUSED.items() if name != "too large a scale"},
+    "floats of 8 bits": (
+        WEIGHTS["one scale, opset 21"],
+        {"q": random(4, 3, 3, 3).astype(ml_dtypes.float8_e4m3fn), "s": np.float32(0.1)},
+    ),
+    "unsigned, one too far from its zero point": (
+        WEIGHTS["unsigned"],
+        {"q": integers(4, 3, 3, 3, dtype=np.uint8, low=0, high=140), "z": np.uint8(69)},
+    ),
+    "large enough to be read when it is needed, 4 bits": (
+        Weight("DequantizeLinear (q, s)", {}, source="float[N,64,8,8]", channels=64, opset=21),
+        {"q": integers(64, 64, 3, 3, low=-7, high=8).astype(ml_dtypes.int4), "s": np.float32(0.1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_the_exact_gate_proves_it_with_integers_that_can_be_scaled_by_the_same(name: str) -> None:
+    weight, others = PROVED[name]
+    result = bnfold.fold(written(weight, **others))
+    assert result.changed
+    found = result.check()
+    assert (found.verdict, found.regions) == ("pass", 1), found.reason
+
+
+@pytest.mark.parametrize("name", ["a scale for each channel", "Gemm", "MatMul, in blocks"])
+def test_the_exact_gate_sees_a_scale_that_is_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QuantisedTensor, "scaled", lambda self, *_: self)
+    assert bnfold.fold(written(WEIGHTS[name])).check().verdict == "fail"
 
 
 def test_one_scale_takes_one_number() -> None:
