@@ -105,6 +105,12 @@ def ends_activation(tensors: Tensors, node: AffineNode, affine: Affine) -> bool:
     return any(name in functions for name in _operators_before(tensors, product))
 
 
+def is_last_factor(node: AffineNode) -> bool:
+    """Whether an affine is a number that activations end in; a plan then depends on the number itself."""
+    affine = node.affine
+    return affine is not None and node.may_end_activation and any(_is_close(affine, factor) for factor in _FACTORS)
+
+
 def _is_close(affine: Affine, factor: float) -> bool:
     return bool((np.abs(affine.scale / factor - 1) < _CLOSE).all())
 

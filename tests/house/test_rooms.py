@@ -90,9 +90,9 @@ ARROWS: dict[str, set[str]] = {
     | VERIFICATION,
     "verification/exact": {"algebra", "graph", "planning", "report", "verification/judging"},
     "verification/exact/onnx": {
-        *("algebra", "graph", "report", "onnx", "onnx/edit", "onnx/file", "onnx/lift", "onnx/lift/precision"),
-        *("onnx/lift/shapes", "onnx/proto", "verification/exact", "verification/onnx/outputs"),
-        "verification/onnx/sites",
+        *("algebra", "graph", "planning", "report", "onnx", "onnx/edit", "onnx/file", "onnx/lift"),
+        *("onnx/lift/precision", "onnx/lift/shapes", "onnx/proto", "verification/exact"),
+        *("verification/onnx/outputs", "verification/onnx/sites"),
     }
     | VERIFICATION,
     "verification/exact/torch": {

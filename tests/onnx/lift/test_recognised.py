@@ -65,6 +65,19 @@ def test_the_number_that_an_activation_ends_in_stays_and_is_listed(name: str) ->
     assert "activation" in folded.plan.left[-1].reason
 
 
+@pytest.mark.parametrize("name", ["hard swish", "Gelu"])
+def test_the_exact_gate_recognises_the_same(name: str) -> None:
+    """Its own small numbers are not what an activation ends in, so that number has to stay."""
+    text = (
+        f"agraph (double[2,3,6,6] x) => (double[2,4,h,w] y) {{ b = Conv (x, v) c = Mul (b, s) {GATES[name]}"
+        " y = Conv <pads=[1,1,1,1]> (r, w) }"
+    )
+    given = constants(text, v=random(4, 3, 1, 1), w=random(4, 4, 3, 3), s=random(4, 1, 1))
+    result = bnfold.fold(parse(text, **given))
+    assert [(fold.nodes, fold.targets) for fold in result.plan.folds] == [(("Mul(c)",), ("Conv(b)",))]
+    assert result.check().verdict == "pass", result.check().reason
+
+
 def test_a_number_that_only_looks_like_that_moves() -> None:
     """A half behind SiLU, and a third behind Gelu's function, belong to nothing."""
     for function, number in (("g = Sigmoid (c)", 0.5), ("e = Erf (c) g = Add (e, one)", 1 / 3)):

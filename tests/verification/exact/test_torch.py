@@ -190,6 +190,25 @@ class TestPrograms:
         program = torch.export.export(module, (torch.randn(2, 3, 8, 8, dtype=torch.bfloat16),))
         assert bnfold.fold(program).check().verdict is Verdict.PASS
 
+    @pytest.mark.parametrize(
+        "activation", [lambda x: x * nn.functional.relu6(x + 3) / 6, lambda x: 0.5 * x * (1 + torch.erf(x * 0.7))]
+    )
+    def test_an_activation_is_recognised_by_its_own_number(
+        self, activation: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.parts = convolutions()
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                first: torch.Tensor = self.parts.norm(self.parts.first(x))
+                second: torch.Tensor = self.parts.other(self.parts.second(activation(first)))
+                return second
+
+        found = bnfold.fold(exported(Net().eval())).check()
+        assert (found.verdict, found.regions) == (Verdict.PASS, 2), found.reason
+
     def test_verify_runs_it_first(self) -> None:
         report = bnfold.fold(exported(convolutions())).verify(device="cpu", samples=1)
         assert report.verdict is Verdict.PASS

@@ -29,6 +29,7 @@ from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.proto.names import FreshNames, find_attribute, float_attribute
 from bnfold.onnx.proto.normalise import normalise
 from bnfold.onnx.proto.walk import all_nodes
+from bnfold.planning.recognised import is_last_factor
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
 
 _Small = Callable[[Array], Float64Array]
@@ -121,8 +122,11 @@ class _Writer:
         proto.input[position] = self._known[key]
 
     def replace_affine(self, node: AffineNode, handle: Handle) -> None:
-        """Gives a BN or a spelled-out affine other parameters; one that stays as it is keeps its own."""
-        if node.affine is None:
+        """Gives a BN or a spelled-out affine other parameters.
+
+        One that stays as it is keeps its own, and so does the number that an activation is recognised by.
+        """
+        if node.affine is None or is_last_factor(node):
             return
         proto, scope = handle.node, handle.scope
         if proto.op_type == "BatchNormalization":

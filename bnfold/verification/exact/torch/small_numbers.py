@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import STORAGE_DTYPES, Array, Float64Array, round_once
 from bnfold.graph import AffineNode, Kind, MapNode, Node, Op, OpNode
+from bnfold.planning.recognised import is_last_factor
 from bnfold.torch.fx.nodes import arguments, is_batch_norm, operator_name
 from bnfold.torch.lift.constants import Constant
 from bnfold.torch.lift.lift import lift
@@ -73,7 +74,7 @@ class SmallNumbers:
                 self._batch_norm(node, handle)
             elif node.kind is Kind.BATCH_NORM:
                 self._frozen(node.affine, handle)
-            else:
+            elif not is_last_factor(node):  # a plan recognises an activation by it
                 for part in (handle.node, *handle.chain):
                     self._operands(part, handle)
         elif isinstance(node, OpNode) and node.op in (Op.ADD, Op.MUL, Op.DIV, Op.RELU, Op.CONCAT):
