@@ -7,6 +7,7 @@ follows it, that is a tensor without values, which the next run would take for a
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import Logger
 from types import ModuleType
 
 from torch import Tensor, nn
@@ -46,55 +47,90 @@ def _inside(name: str, value: object) -> list[tuple[str, object]]:
         return [(f"{name}[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, list | tuple | deque):
         return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
-    if type(value).__dictoffset__ and not callable(value) and not isinstance(value, nn.Module | ModuleType):
+    if _is_plain_object(value):
         return [(f"{name}.{key}", item) for key, item in object.__getattribute__(value, "__dict__").items()]
     return []
 
 
+class Remembered:
+    """What there is on a module and on those inside of it, and in containers and plain objects that they have.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._found: _Containers = {}
+        waiting: list[object] = [vars(child) for child in module.modules()]
+        while waiting:
+            value = waiting.pop()
+            if id(value) not in self._found:
+                waiting += self._remember(value)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything is there by now that was not, or is no longer."""
+        return any(not _is_as_before(container, before) for container, before in self._found.values())
+
+    def put_back(self) -> None:
+        """Puts everything back to what it was."""
+        for container, before in self._found.values():
+            if not _is_as_before(container, before):
+                _put_back(container, before)
+
+    def _remember(self, value: object) -> list[object]:
+        """Remembers a container, and says what is in it."""
+        match value:
+            case dict():
+                self._found[id(value)] = (value, dict(value))
+                return [*value.values()]
+            case list() | deque():
+                self._found[id(value)] = (value, [*value])
+                return [*value]
+            case set():
+                self._found[id(value)] = (value, {*value})
+                return []
+            case tuple():
+                return [*value]
+            case _:
+                return [object.__getattribute__(value, "__dict__")] if _is_plain_object(value) else []
+
+
 @contextmanager
 def kept(module: nn.Module) -> Iterator[None]:
-    """Puts the attributes of a module and of those inside of it back to what they were, and what is in containers."""
-    found: _Containers = {}
-    for child in module.modules():
-        _remember(vars(child), found)
+    """Puts back what there is on a module and on those inside of it, see `Remembered`."""
+    before = Remembered(module)
     try:
         yield
     finally:
-        for container, before in found.values():
-            _put_back(container, before)
+        before.put_back()
 
 
-def _remember(value: object, found: _Containers) -> None:
-    if id(value) in found:
-        return
-    inside: list[object] = []
-    match value:
-        case dict():
-            found[id(value)] = (value, dict(value))
-            inside = [*value.values()]
-        case list() | deque():
-            found[id(value)] = (value, [*value])
-            inside = [*value]
-        case set():
-            found[id(value)] = (value, {*value})
-        case tuple():
-            inside = [*value]
+def _is_plain_object(value: object) -> bool:
+    """Whether something is an object with attributes, and no tensor, module, function or logger, which all share."""
+    if isinstance(value, Tensor | nn.Module | ModuleType | Logger) or callable(value):
+        return False
+    return bool(type(value).__dictoffset__)
+
+
+def _is_as_before(container: object, before: object) -> bool:
+    match container, before:
+        case dict(), dict():
+            return [*container] == [*before] and _are_same([*container.values()], [*before.values()])
+        case ((list() | deque()), list()):
+            return _are_same([*container], before)
         case _:
-            pass
-    for item in inside:
-        _remember(item, found)
+            return container == before
 
 
 def _put_back(container: object, before: object) -> None:
     match container, before:
         case dict(), dict():
-            if [*container] != [*before] or not _are_same([*container.values()], [*before.values()]):
-                container.clear()
-                container.update(before)
+            container.clear()
+            container.update(before)
         case ((list() | deque()), list()):
-            if not _are_same([*container], before):
-                container.clear()
-                container.extend(before)
+            container.clear()
+            container.extend(before)
         case set(), set():
             container.clear()
             container.update(before)

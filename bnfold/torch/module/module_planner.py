@@ -137,6 +137,9 @@ class ModulePlanner:
             if differing is None:
                 lost = self._trials.kept_differently(planned.folded)
                 if not any(lost):
+                    if self._trials.differs_later(planned.folded, planned.edits):
+                        reason = "when it is called again the code takes a path that torch.export does not show"
+                        return self._planned(Stop(StopCode.NOT_CAPTURED, reason))
                     break
                 stop = self._keep(lost)
                 if stop is not None:

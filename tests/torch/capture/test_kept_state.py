@@ -3,6 +3,7 @@
 import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +83,15 @@ def test_what_an_export_leaves_is_put_back() -> None:
     assert len(module.seen) == len(before[1])
     assert all(now is then for now, then in zip(module.seen, before[1], strict=True))
     assert module.by_size == before[2]
+    module.counts = [SimpleNamespace(calls=1)]
     with kept(module):
+        module.counts[0].calls, module.counts[0].last = 2, module.grid
         del module.grid
         module.other = {1}
         module.by_size.clear()
     assert "other" not in vars(module)
     assert module.by_size == before[2]
+    assert vars(module.counts[0]) == {"calls": 1}
 
 
 def test_several_folds_at_once() -> None:

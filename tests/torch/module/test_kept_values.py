@@ -114,3 +114,50 @@ def test_numbers_and_grids_that_the_code_keeps_stop_nothing() -> None:
         owner.grid = torch.ones(before.shape[2:])
 
     assert bnfold.fold(net(keep), (IMAGE,)).plan.batch_norms_folded == 2
+
+
+def counts_on_itself(module: nn.Module) -> int:
+    module.calls = getattr(module, "calls", 0) + 1
+    return int(module.calls)
+
+
+def counts_in_a_list(module: nn.Module) -> int:
+    module.kept.append(None)
+    return len(module.kept)
+
+
+def counts_in_an_object(module: nn.Module) -> int:
+    module.named["b"].value.append(None)
+    return len(module.named["b"].value)
+
+
+@pytest.mark.parametrize("count", [counts_on_itself, counts_in_a_list, counts_in_an_object])
+@pytest.mark.parametrize("other", [lambda calls: calls > 1, lambda calls: calls % 2 == 0, lambda calls: calls > 2])
+def test_what_is_done_otherwise_in_a_later_call_stays(
+    count: Callable[[nn.Module], int], other: Callable[[int], bool]
+) -> None:
+    class Later(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            before = self.conv(x)
+            return before if other(count(self)) else self.bn(before)
+
+    module = net(lambda *_: None)
+    module.__class__ = Later
+    result = bnfold.fold(module, (IMAGE,))
+    assert not result.plan.folds
+    assert "called again" in result.plan.left[0].reason
+    assert result.verify(device="cpu").verdict is Verdict.PASS
+    for _ in range(4):
+        torch.testing.assert_close(result.model(IMAGE), module(IMAGE))
+
+
+def test_a_later_call_that_reads_what_the_first_kept_stops_nothing() -> None:
+    def keep(owner: nn.Module, before: Tensor, _: Tensor) -> None:
+        if counts_in_an_object(owner) == 1:
+            owner.grid = torch.ones(before.shape[2:])
+
+    module = net(keep)
+    result = bnfold.fold(module, (IMAGE,))
+    assert result.plan.batch_norms_folded == 2
+    for _ in range(3):
+        torch.testing.assert_close(result.model(IMAGE), module(IMAGE))

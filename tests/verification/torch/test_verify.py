@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,6 +196,23 @@ def test_plain_attributes_that_a_model_keeps_for_itself_stay(given):
     cpu(module, copy.deepcopy(module), example_inputs=(torch.randn(2, 3),))
     assert module.calls == 0
     assert not module.table.any()
+
+
+def test_each_run_finds_what_the_first_found(given):
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+            self.seen, self.state = [], SimpleNamespace(first=None)
+
+        def forward(self, x):
+            self.seen.append(x)
+            self.state.first = x if self.state.first is None else self.state.first
+            return self.linear(x) + 10 * self.seen[0] + 10 * self.state.first
+
+    module = Remembering().eval()
+    report = cpu(module, copy.deepcopy(module), example_inputs=(torch.randn(2, 3),))
+    assert report.verdict is Verdict.PASS, report.summary_line()
 
 
 def test_old_weight_norm_is_copied_without_its_history():

@@ -4,6 +4,9 @@ A graph is what the code does with one example. With another size the code may t
 padded nothing, without a trace in the graph. So module and fold are both run with a few other sizes that the module
 can be called with: first in the element types that they have, and where rounding may be what differs, in float64, with
 weights that were not rounded. A size at which they differ is one more example to be captured.
+
+Where the code keeps something on the module, it may do something else when it is called again; so it is, with the
+examples.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +19,7 @@ from bnfold.errors import UsageError
 from bnfold.torch.capture.copying import copy_with, shadow
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments, first_line
-from bnfold.torch.capture.kept_state import kept_tensors
+from bnfold.torch.capture.kept_state import Remembered, kept_tensors
 from bnfold.torch.capture.returned_values import leaves
 from bnfold.torch.module.apply import Edits, apply_module
 from bnfold.torch.module.trials.resizing import (
@@ -33,6 +36,9 @@ from bnfold.torch.module.weight_homes import computing_hook
 
 _SAME = 64
 """Results that differ by no more than so many units of rounding, relative to the largest element, are the same."""
+
+_CALLS = 3
+"""How often a module is called that keeps something, one call after the other."""
 
 _ABOVE_NOISE = 16
 """By how many times a size has to differ more than the example does, or than units of rounding."""
@@ -113,10 +119,10 @@ class Trials:
                 continue
             known.add(shapes(arguments))
             copied = shadow(self._module)
-            held = kept_tensors(copied)
+            before = Remembered(copied)
             returned = _run(copied, arguments)
             if returned is not None:
-                self._keeps |= bool(_new(copied, held))
+                self._keeps |= before.is_changed
                 return arguments, returned
         return None
 
@@ -138,9 +144,29 @@ class Trials:
             lost.append({name: value for name, value in theirs.items() if not is_kept(value, ours.get(name))})
         return lost
 
-    def _exceeds_noise(self, arguments: Arguments, distance: float, folded: nn.Module, edits: Edits) -> bool:
-        """Whether a call differs by more than rounding does: in float64, or where the code refuses that, as it is."""
-        wide = self._wide_distance(arguments, edits)
+    def differs_later(self, folded: nn.Module, edits: Edits) -> bool:
+        """Whether a fold computes something else than the module when it is called again.
+
+        Args:
+            folded: The fold; copies of it are run.
+            edits: How it was made.
+        """
+        if self.calls and not self._keeps:
+            return False
+        for example in self._examples:
+            found, expected = (_run(shadow(module), example, _CALLS) for module in (folded, self._module))
+            if expected is None:
+                continue
+            distance = float("inf") if found is None else _distance(found, expected)
+            if distance > _rounding(expected) and self._exceeds_noise(example, distance, folded, edits, _CALLS):
+                return True
+        return False
+
+    def _exceeds_noise(
+        self, arguments: Arguments, distance: float, folded: nn.Module, edits: Edits, calls: int = 1
+    ) -> bool:
+        """Whether calls differ by more than rounding does: in float64, or where the code refuses that, as it is."""
+        wide = self._wide_distance(arguments, edits, calls)
         if wide is not None:
             noise = [self._wide_distance(example, edits) or 0.0 for example in self._examples]
             return wide > _ABOVE_NOISE * max(_SAME * torch.finfo(torch.float64).eps, *noise)
@@ -151,13 +177,13 @@ class Trials:
                 least = max(least, _distance(found, expected), _rounding(expected))
         return distance > _ABOVE_NOISE * least
 
-    def _wide_distance(self, arguments: Arguments, edits: Edits) -> float | None:
+    def _wide_distance(self, arguments: Arguments, edits: Edits, calls: int = 1) -> float | None:
         """How far module and fold are from each other in float64; None where they cannot be run so."""
         call: Arguments = pytree.tree_map_only(Tensor, _wide, arguments)
-        expected = _run(self._in_float64(), call)
+        expected = _run(self._in_float64(), call, calls)
         if expected is None:
             return None
-        found = _run(apply_module(self._in_float64(), edits.exact, inplace=True), call)
+        found = _run(apply_module(self._in_float64(), edits.exact, inplace=True), call, calls)
         return None if found is None else _distance(found, expected)
 
     def _in_float64(self) -> nn.Module:
@@ -194,10 +220,15 @@ def is_kept(value: Tensor, found: Tensor | None) -> bool:
     return _difference(found, value) <= noise
 
 
-def _run(module: nn.Module, arguments: Arguments) -> list[Tensor] | None:
-    """The tensors that a module returns; None if it fails."""
-    returned = _attempt(module, arguments)
-    return None if isinstance(returned, Exception) else returned
+def _run(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Tensor] | None:
+    """The tensors that a module returns, each time that it is called; None if it fails."""
+    found: list[Tensor] = []
+    for _ in range(calls):
+        returned = _attempt(module, arguments)
+        if isinstance(returned, Exception):
+            return None
+        found += returned
+    return found
 
 
 def _attempt(module: nn.Module, arguments: Arguments) -> list[Tensor] | Exception:

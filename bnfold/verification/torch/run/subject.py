@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.torch.capture.copying import shadow
+from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.limits import run_here
@@ -104,8 +105,7 @@ class Runner:
     """A copy of a model on a device.
 
     Args:
-        subject: The model; nothing of it is changed, and nothing that a run changes in its own copy remains there
-            but the module's plain Python attributes.
+        subject: The model; nothing of it is changed, and nothing that a run keeps in its own copy remains there.
         device: Where to run.
         float64: Compute everything in float64.
 
@@ -173,7 +173,7 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         try:
-            with self._modes(), warnings.catch_warnings():
+            with self._modes(), kept(self._module), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what a model warns of is not about this comparison
                 return run_here(
                     lambda: functional_call(self._module, state, args, kwargs, tie_weights=True), self._limit_s
