@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.export import Arguments, quiet
+from bnfold.torch.fx.function_transforms import all_ended
 
 Enter = Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]
 Leave = Callable[[nn.Module, tuple[object, ...], object], object]
@@ -17,7 +18,13 @@ Leave = Callable[[nn.Module, tuple[object, ...], object], object]
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Runs as they are: without a word, gradients, torch.compile, or a trace in the random numbers of the caller."""
-    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with (
+        quiet(),
+        all_ended(),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
         yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnfold.torch.capture.example_inputs import DynamicShapes
@@ -16,6 +16,7 @@ from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.module_paths import restore_paths
 from bnfold.torch.capture.returned_values import plain
 from bnfold.torch.capture.script_modules import replace_scripts
+from bnfold.torch.fx.function_transforms import is_wrapped
 
 _FIXES = "Suggested fixes:"
 """Behind this torch.export says what the sizes have to be that were to vary."""
@@ -79,11 +80,22 @@ def trace(
                     strict=False,
                     preserve_module_call_signature=recorded,
                 )
+            _require_constants(program)
             restore_paths(program, module)
             return program
         except Exception as error:  # noqa: BLE001 - it raises whatever the code that it runs raises
             refusal = error
     raise Refused(first_line(refusal)) from refusal
+
+
+def _require_constants(program: ExportedProgram) -> None:
+    """Refuses a program in which a value that belongs to a transform of torch.func is a constant: it does not run.
+
+    Raises:
+        Refused: That is so.
+    """
+    if any(isinstance(constant, Tensor) and is_wrapped(constant) for constant in program.constants.values()):
+        raise Refused("a value inside of a transform of torch.func (vmap, grad, jvp) would be a constant")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from bnfold.algebra.rounding import Array, DType
 from bnfold.errors import UnsupportedModelError
+from bnfold.torch.fx.function_transforms import is_wrapped
 from bnfold.torch.fx.graph_copy import attribute
 from bnfold.torch.fx.nodes import (
     all_reads,
@@ -270,7 +271,9 @@ def _has_values(tensor: torch.Tensor) -> bool:
     plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
     if not (type(tensor) in plain or type(tensor).__torch_dispatch__ is plain[0].__torch_dispatch__):
         return False
-    return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta" and not tensor.is_quantized
+    if isinstance(tensor, FakeTensor) or is_wrapped(tensor):
+        return False
+    return tensor.device.type != "meta" and not tensor.is_quantized
 
 
 def _is_small(node: fx.Node) -> bool:

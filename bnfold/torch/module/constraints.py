@@ -186,7 +186,7 @@ class Constraints:
                 reason = f"another call of the same module, '{staying[0].name}', has to stay"
                 yield from ((node, Stop(StopCode.SHARED_WEIGHT, reason)) for node in nodes if node in gone)
         for node, view in broken_views(plan):
-            reason = f"without it '{view}' would find its input in another memory layout"
+            reason = f"without it '{view}' would, or may, find its input in another memory layout"
             yield node, Stop(StopCode.NEEDS_GRAPH, reason)
 
     def _stays_as_it_is(self, plan: Plan) -> Iterator[tuple[MapNode, Stop]]:

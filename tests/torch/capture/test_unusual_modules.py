@@ -1,5 +1,6 @@
 """What torch.export does not take as it is: results of unknown classes, TorchScript, stubs for quantisation."""
 
+import contextlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +12,7 @@ from torch_modules import EXACT, distance, fold, folded_names, images, run, trai
 
 import bnfold
 from bnfold.errors import UnsupportedModelError
+from bnfold.torch.fx.function_transforms import all_ended, is_wrapped
 
 
 def pair(inside: int = 3, outside: int = 3) -> nn.Sequential:
@@ -94,3 +96,36 @@ def test_a_quantisable_model_is_a_float_model_until_it_is_prepared() -> None:
     module.qconfig = get_default_qconfig("x86")
     with pytest.raises(UnsupportedModelError, match="made by quantisation"):
         bnfold.fold(prepare(module), images())
+
+
+class Gradients(nn.Module):
+    """Returns the gradient of what its body computes, by a transform of torch.func."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = pair(), pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda images: self.body(images).tanh().sum())(self.stem(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_values_of_a_transform_are_no_constants() -> None:
+    """torch.export takes them for some; such a program does not even run."""
+    module = trained(Gradients())
+    with torch.no_grad():
+        program = torch.export.export(module, images(), strict=False)
+    assert any(is_wrapped(constant) for constant in program.constants.values())
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["stem.1"]
+    assert "torch.func" in result.plan.left[0].reason
+    assert distance(run(result.model, images()), run(module, images())) < EXACT
+    with pytest.raises(UnsupportedModelError):
+        bnfold.fold(program)
+
+
+def test_a_graph_that_fails_inside_of_a_transform_ends_it() -> None:
+    with contextlib.suppress(ZeroDivisionError), all_ended():
+        torch._C._functorch._vmap_increment_nesting(3, "error")
+        raise ZeroDivisionError
+    assert torch.rand(2).shape == (2,)  # inside of a transform that may not draw numbers

@@ -215,6 +215,29 @@ def test_each_run_finds_what_the_first_found(given):
     assert report.verdict is Verdict.PASS, report.summary_line()
 
 
+def test_what_changed_inside_of_a_transform_is_judged_by_the_outputs():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.body[1].running_mean += 0.5
+
+        def forward(self, x):
+            return torch.vmap(self.body)(x).relu()
+
+    module = Mapped().eval()
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(3, 2, 3, 6, 6),), strict=False)
+    result = bnfold.fold(program)
+    assert result.plan.batch_norms_folded == 1
+    report = cpu(program, result.model)
+    assert report.verdict is Verdict.PASS, report.summary_line()
+    assert "inside of a transform of torch.func" in report.sites_note
+    name = next(name for name in result.model.state_dict if name.endswith("bias"))
+    result.model.state_dict[name].data.add_(0.01)
+    assert cpu(program, result.model).verdict is Verdict.FAIL
+
+
 def test_old_weight_norm_is_copied_without_its_history():
     with pytest.warns(FutureWarning):
         module = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4))).eval()

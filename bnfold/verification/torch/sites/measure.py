@@ -16,6 +16,7 @@ from torch import fx
 
 from bnfold.report.records import Site, Verdict
 from bnfold.text.progress import each
+from bnfold.torch.fx.function_transforms import all_ended, is_wrapped
 from bnfold.torch.fx.nodes import all_reads
 from bnfold.verification.judging.sites import (
     TINY,
@@ -74,7 +75,7 @@ def measure_sites(original: Subject, folded: Subject, device: Device, sample: Sa
         if pairing is None:
             return SitesOutcome(note="sites were not measured: the two do not take the same inputs")
         twins = _twins(first, second, pairing)
-        with settings(tf32=False):
+        with settings(tf32=False), all_ended():
             measured = _run(first, twins, sample, torch.device(device.kind))
     except (NotTracedError, NotPairedError) as error:
         return SitesOutcome(note=f"sites were not measured, the outputs decide: {error}")
@@ -160,6 +161,8 @@ def _measure(
         )
     given = {edge: values[partner] for edge, partner in twin.partners.items()}
     expected = values[twin.original.end]
+    if any(is_wrapped(value) for value in (*given.values(), expected) if isinstance(value, torch.Tensor)):
+        return replace(twin.site, reason="it is inside of a transform of torch.func")
     try:
         result, magnitude = twin.folded.run(given, device)
         try:
