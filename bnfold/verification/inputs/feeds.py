@@ -10,7 +10,7 @@ import numpy as np
 from bnfold.errors import UsageError
 from bnfold.input_spec import Array, InputSpec, Shapes, check_names, name_shapes, only_input
 from bnfold.report.records import InputInfo
-from bnfold.verification.inputs.sampling import DeclaredInput, Range, random_sample
+from bnfold.verification.inputs.sampling import DeclaredInput, Range, random_sample, require_values
 from bnfold.verification.inputs.shapes import Sizes, bind, fill, resolve
 from bnfold.verification.runtime.sessions import RuntimeFailure
 
@@ -87,6 +87,7 @@ def make_feeds(
     shapes = name_shapes(request.shapes, names)
     check_names("a value range", request.ranges, names)
     samples = [_given(declared, only_input(sample, names)) for sample in request.data] or [{}] * request.samples
+    require_values(declared, samples)
     for sample in samples:
         for name in sample:
             if name in shapes or name in request.ranges:

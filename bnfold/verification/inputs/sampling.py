@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -63,6 +63,24 @@ def _may_have_role(item: DeclaredInput) -> bool:
     return short and item.dtype is not None and item.dtype.kind in "iuf"
 
 
+def require_values(declared: Sequence[DeclaredInput], samples: Sequence[Mapping[str, Array]]) -> None:
+    """Require that values can be made up for what is not given.
+
+    Args:
+        declared: The inputs.
+        samples: What is given.
+
+    Raises:
+        UnsupportedModelError: An input that a sample lacks is of a type that no value can be made up for.
+    """
+    for item in declared:
+        if item.dtype is None and not all(item.name in sample for sample in samples):
+            raise UnsupportedModelError(
+                f"input {item.name!r} is of a type for which no values can be made up: {item.kind}",
+                hint="Give real data with --inputs." if item.kind.startswith("tensor") else "",
+            )
+
+
 def random_sample(
     declared: tuple[DeclaredInput, ...],
     shapes: Mapping[str, tuple[int, ...]],
@@ -80,7 +98,6 @@ def random_sample(
         sample: Number of the sample.
 
     Raises:
-        UnsupportedModelError: An input is of a type that no value can be made up for.
         UsageError: A range does not fit the element type.
     """
     values: dict[str, Array] = {}
@@ -95,11 +112,7 @@ def _random_array(
     item: DeclaredInput, shape: tuple[int, ...], value_range: Range | None, rng: np.random.Generator
 ) -> Array:
     dtype = item.dtype
-    if dtype is None:
-        raise UnsupportedModelError(
-            f"input {item.name!r} is a {item.kind}, for which no values can be made up",
-            hint="Give real data with --inputs.",
-        )
+    assert dtype is not None  # see require_values
     require_memory(
         math.prod(shape) * (8 + dtype.itemsize),  # drawn with 8 bytes each
         f"input {item.name!r} of shape {shape}",

@@ -197,6 +197,23 @@ def test_a_shape_of_another_kind_is_a_usage_error(shapes):
         check(model(SUM, w=[2.0]), shapes=shapes)
 
 
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("seq(float[1,2])", "sequence"),
+        ("optional(float[1,2])", "optional"),
+        ("string[1,2]", "tensor of string"),
+        ("string", "tensor of string"),
+    ],
+)
+def test_what_no_values_can_be_made_up_for_is_said(declared, said):
+    text = f"g ({declared} x) => ({declared} y) {{ y = Identity (x) }}"
+    with pytest.raises(
+        UnsupportedModelError, match=f"input 'x' is of a type for which no values can be made up: {said}"
+    ):
+        check(model(text))
+
+
 def test_a_fixed_size_cannot_be_changed():
     fixed = model("g (float[1,4] x) => (float[1,4] y) { y = Mul(x, w) }", w=[2.0])
     with pytest.raises(UsageError, match="the model has 4"):
