@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
+import onnx
 from onnx import helper, numpy_helper
 
 from bnfold.errors import BnfoldError, DeviceError
@@ -39,6 +40,9 @@ _OF_NUMPY = (
 )
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16
+_UNKNOWN_TO_NUMPY = frozenset(
+    f"tensor({name})" for name in "bfloat16 float8e5m2 float8e5m2fnuz float8e4m3fnuz int4 uint4 int2 uint2".split()
+)
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _SOURCE_LOCATION = re.compile(r"/onnxruntime_src/\S+ .*?\) ")
 _DEVICE_TROUBLE = re.compile(
@@ -125,7 +129,7 @@ class Session:
         self.outputs = tuple(item.name for item in self._session.get_outputs())
         self.structured = frozenset(i.name for i in self._session.get_outputs() if not i.type.startswith("tensor("))
         self._speaks_numpy = not any(
-            "bfloat16" in item.type for item in (*self._session.get_inputs(), *self._session.get_outputs())
+            item.type in _UNKNOWN_TO_NUMPY for item in (*self._session.get_inputs(), *self._session.get_outputs())
         )
         self.nodes_elsewhere: tuple[str, ...] = ()
         self.nodes_per_provider = self._check_placement(device)
@@ -256,13 +260,18 @@ def _in_bytes(array: Array) -> Array:
 
 
 def _from_ort_value(value: object) -> object:
-    """The array in an OrtValue on the CPU; onnxruntime itself cannot give bfloat16 to NumPy."""
+    """The array in an OrtValue on the CPU; floats of 8 bits as bytes, and integers of less in a byte each."""
     import onnxruntime
 
     if not isinstance(value, onnxruntime.OrtValue) or not value.is_tensor():
         return value
-    if value.element_type() != _ONNX_BFLOAT16:
+    if value.data_type() not in _UNKNOWN_TO_NUMPY:
         return value.numpy()
-    shape = tuple(value.shape())
-    data = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))
-    return np.frombuffer(data, dtype=_BFLOAT16).reshape(shape)
+    shape, data_type = tuple(value.shape()), value.element_type()
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    if data_type == _ONNX_BFLOAT16:
+        return np.frombuffer(data, dtype=_BFLOAT16).reshape(shape)
+    if "float8" in value.data_type():
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    packed = onnx.TensorProto(dims=shape, data_type=data_type, raw_data=data)
+    return numpy_helper.to_array(packed).astype(np.int8)
