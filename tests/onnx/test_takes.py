@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -212,6 +213,22 @@ def test_a_verification_reads_them_too(odd: Odd) -> None:
     shapes = {"x": InputSpec((2, 3, 8, 8))}
     report = bnfold.verify(model, bnfold.fold(model).model, device="cpu", shapes=shapes)
     assert (report.verdict, report.sites[0].verdict) == ("pass", "pass")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize("skip", [(), ("bn",)], ids=["folded", "kept"])
+def test_statistics_without_names_do_not_end_the_process(skip: tuple[str, ...], as_file: bool, tmp_path: Path) -> None:
+    """With its optimisations onnxruntime runs such a model, and without them it crashes where it computes them."""
+    constants = {name: array.astype(np.float32) for name, array in {"w": random(4, 3, 3, 3), **batch_norm(4)}.items()}
+    model = parse(TEXT, opset=9, ir_version=8, **constants)
+    model.graph.node[1].output.extend([""] * 4)
+    folded = bnfold.fold(model, skip=skip).model
+    assert len(folded.graph.node) == 2 + len(skip)
+    paths = [tmp_path / "before.onnx", tmp_path / "after.onnx"]
+    for proto, path in zip((model, folded), paths, strict=True):
+        onnx.save(proto, path)
+    original, result = paths if as_file else (model, folded)
+    assert bnfold.verify(original, result, device="cpu").verdict == "pass"
 
 
 def test_sizes_of_one_name_need_not_be_equal() -> None:

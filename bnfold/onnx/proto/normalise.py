@@ -19,6 +19,7 @@ from bnfold.onnx.proto.names import (
     GraphLike,
     all_graphs,
     defined_names,
+    is_standard,
     nested,
     reads_from_outside,
     subgraphs,
@@ -48,6 +49,7 @@ def normalise(proto: onnx.ModelProto) -> None:
         ModelLoadError: A value of it depends on itself.
     """
     drop_overridden(proto)
+    drop_nameless_statistics(proto)
     for scope in (proto, *proto.functions):
         _name_domains(scope.opset_import, scope.graph if isinstance(scope, onnx.ModelProto) else scope)
     for graph in all_graphs(proto):
@@ -93,6 +95,25 @@ def drop_overridden(proto: onnx.ModelProto) -> None:
                 given = set().union(*reads[:index], *reads[index + 1 :])
                 own = branches[index].initializer
                 _replace(own, [tensor for tensor in own if tensor.name not in given])
+
+
+def drop_nameless_statistics(proto: onnx.ModelProto) -> bool:
+    """Takes outputs without a name from BatchNormalizations that have no others but their first, in place.
+
+    Without its optimisations, onnxruntime crashes where it is asked for them.
+
+    Returns:
+        Whether there were any.
+    """
+    found = [
+        node
+        for graph in all_graphs(proto)
+        for node in graph.node
+        if is_standard(node, "BatchNormalization") and len(node.output) > 1 and not any(node.output[1:])
+    ]
+    for node in found:
+        del node.output[1:]
+    return bool(found)
 
 
 def _tidy(graph: onnx.GraphProto) -> None:

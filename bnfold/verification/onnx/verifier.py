@@ -47,6 +47,17 @@ class _Task:
     feeds: FeedRequest
     request: Request
 
+    def opened(self) -> tuple[_Task, OnnxModel, OnnxModel]:
+        """The same with models as they can be run, and their skeletons.
+
+        Raises:
+            ModelLoadError: One cannot be read.
+            UnsafeModelError: One reaches for files outside its folder.
+        """
+        original, before = self.original.opened()
+        folded, after = self.folded.opened()
+        return replace(self, original=original, folded=folded), before, after
+
 
 def verify_onnx(
     original: ModelLike, folded: ModelLike, feeds: FeedRequest, request: Request, names: Mapping[str, str]
@@ -99,8 +110,7 @@ def _verify_on(
 
 def _compare_models(device: Device, folded_device: Device, task: _Task, clock: Clock, fell_back: str | None) -> Report:
     tolerances = task.request.tolerances
-    original = task.original.skeleton()
-    folded = task.folded.skeleton()  # says what is wrong with a file, and refuses one that reaches out of its folder
+    task, original, folded = task.opened()
     for model in (original, folded):
         check(model)
         normalise(model.proto)

@@ -14,6 +14,7 @@ from bnfold.errors import UsageError
 from bnfold.input_spec import Array
 from bnfold.model_kind import is_ir_model
 from bnfold.onnx.file.load import OnnxModel, from_proto, load
+from bnfold.onnx.proto.normalise import drop_nameless_statistics
 from bnfold.onnx.proto.renaming import Names, rename_interface
 from bnfold.system.memory import memory_left
 from bnfold.system.source_file import SourceFile
@@ -41,12 +42,14 @@ class Source:
         path: The file, absolute; None for a model in memory.
         proto: The model in memory; None for a file.
         names: For inputs and outputs of the original, what this model calls them; they are then called as there.
+        by_path: Whether the runtime opens a file itself; it gets what is read out of it otherwise.
     """
 
     label: str
     path: Path | None
     proto: onnx.ModelProto | None
     names: Names = field(default_factory=dict)
+    by_path: bool = True
 
     @staticmethod
     def of(model: ModelLike, role: str) -> Source:
@@ -79,6 +82,16 @@ class Source:
     def called(self, names: Names) -> Source:
         """The same model with inputs and outputs under other names; see `names`."""
         return replace(self, names=names)
+
+    def opened(self) -> tuple[Source, OnnxModel]:
+        """The same model as it can be run, and its skeleton; the runtime does not open a file that it crashes on.
+
+        Raises:
+            ModelLoadError: It cannot be read.
+            UsageError: A name that it is to have is taken.
+        """
+        model = self.skeleton()
+        return replace(self, by_path=not drop_nameless_statistics(model.proto)), model
 
     def skeleton(self) -> OnnxModel:
         """The model with large tensors by reference.
@@ -133,7 +146,7 @@ class Source:
         Raises:
             ModelLoadError: It cannot be read.
         """
-        if self.path is not None and not self.names:
+        if self.path is not None and self.by_path and not self.names:
             return str(self.path), {}
         # By reference again: a serialised copy would double the memory and end at 2 GiB.
         model = self.skeleton()
@@ -169,6 +182,7 @@ class LargeModel:
 
 def make_loadable(model: OnnxModel) -> None:
     """Let onnxruntime take a skeleton, with the values of its referred initializers beside it."""
+    drop_nameless_statistics(model.proto)
     drop_unused_initializers(model.proto.graph)
     embed_attributes(model)
 
