@@ -47,7 +47,7 @@ def _inside(name: str, value: object) -> list[tuple[str, object]]:
         return [(f"{name}[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, list | tuple | deque):
         return [(f"{name}[{index}]", item) for index, item in enumerate(value)]
-    if _is_plain_object(value):
+    if _has_dict(value):
         return [(f"{name}.{key}", item) for key, item in object.__getattribute__(value, "__dict__").items()]
     return []
 
@@ -93,7 +93,7 @@ class Remembered:
             case tuple():
                 return [*value]
             case _:
-                return [object.__getattribute__(value, "__dict__")] if _is_plain_object(value) else []
+                return [object.__getattribute__(value, "__dict__")] if _has_dict(value) else []
 
 
 @contextmanager
@@ -106,11 +106,13 @@ def kept(module: nn.Module) -> Iterator[None]:
         before.put_back()
 
 
-def _is_plain_object(value: object) -> bool:
-    """Whether something is an object with attributes, and no tensor, module, function or logger, which all share."""
-    if isinstance(value, Tensor | nn.Module | ModuleType | Logger) or callable(value):
-        return False
-    return bool(type(value).__dictoffset__)
+def is_plain_object(value: object) -> bool:
+    """Whether something is no tensor, module or function, and no logger, which all share."""
+    return not isinstance(value, Tensor | nn.Module | ModuleType | Logger) and not callable(value)
+
+
+def _has_dict(value: object) -> bool:
+    return bool(type(value).__dictoffset__) and is_plain_object(value)
 
 
 def _is_as_before(container: object, before: object) -> bool:

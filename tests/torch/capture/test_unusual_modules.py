@@ -55,6 +55,55 @@ def test_a_value_in_a_dataclass_is_an_output() -> None:
     assert not folded_names(bnfold.fold(trained(Seen()), images()))
 
 
+class Detections:
+    """An object of a class that torch does not know, which also holds what is no tensor, and itself."""
+
+    def __init__(self, **found: object) -> None:
+        self.found, self.kind, self.itself = found, Detections, self
+
+
+class Slots:
+    """The same without a `__dict__`."""
+
+    __slots__ = ("found", "itself", "missing")
+
+    def __init__(self, **found: object) -> None:
+        self.found, self.itself = found, self
+
+
+class ReturnsObject(ReturnsDataclass):
+    def __init__(self, kind: type[Detections | Slots]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Detections | Slots:
+        before = self.body[0](x)
+        y = self.body[1](before) if len(x) > 1 or not self.skips else before
+        return self.kind(boxes=[self.last(y)], inner=self.kind(features=y), count=3)
+
+    skips = False
+
+
+@pytest.mark.parametrize("kind", [Detections, Slots])
+def test_an_object_that_torch_does_not_know(kind: type[Detections | Slots]) -> None:
+    module = trained(ReturnsObject(kind))
+    result = bnfold.fold(module, images())
+    assert folded_names(result) == ["body.1"]
+    assert result.verify(device="cpu").verdict == "pass"
+    ours, theirs = (model(*images()) for model in (result.model, module))
+    assert isinstance(ours, kind)
+    assert torch.allclose(ours.found["boxes"][0], theirs.found["boxes"][0], rtol=EXACT)
+
+
+@pytest.mark.parametrize("kind", [Detections, Slots])
+def test_what_is_in_an_object_is_looked_at_with_other_sizes_too(kind: type[Detections | Slots]) -> None:
+    module = trained(ReturnsObject(kind))
+    module.skips = True
+    result = bnfold.fold(module, images())
+    assert not folded_names(result)
+    assert "inputs of" in result.plan.left[0].reason
+
+
 class WithScripts(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bnfold.input_spec import Array
+from bnfold.torch.capture.returned_values import attributes
 from bnfold.torch.fx.tensors import numpy_dtype, to_numpy
 
 _SINGLE = "output"
@@ -77,4 +78,5 @@ def _parts(value: object) -> list[tuple[str, object]] | None:
         return [(str(index), part) for index, part in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else None
+    inside = {**getattr(value, "__dict__", {}), **attributes(value)}
+    return list(inside.items()) if inside or hasattr(value, "__dict__") else None
