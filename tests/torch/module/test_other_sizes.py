@@ -218,6 +218,19 @@ def test_only_what_differs_stays() -> None:
     assert codes(result) == {"head.bn": StopCode.SHARED_WEIGHT, "head.other": StopCode.NOT_REACHED}
 
 
+@pytest.mark.parametrize("given", [Tensor.numpy, Tensor.tolist, lambda y: float(y.sum()), lambda y: y.to_sparse()])
+def test_results_that_are_no_plain_tensors_are_compared(given: Callable[[Tensor], object]) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Layers(skips_one_row)
+
+        def forward(self, x: Tensor) -> object:
+            return given(self.head(x).detach())
+
+    assert not folded_names(bnfold.fold(trained(Around()), inputs((2, 3, 8, 8))))
+
+
 def test_in_place_and_in_lower_precision() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         module = trained(Layers(pads_to_a_multiple), dtype=dtype)

@@ -11,6 +11,7 @@ examples.
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -236,9 +237,23 @@ def _attempt(module: nn.Module, arguments: Arguments) -> list[Tensor] | Exceptio
     with undisturbed():
         torch.default_generator.manual_seed(0)
         try:
-            return [leaf for leaf in leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            return [*_numbers(module(*args, **kwargs))]
         except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
             return error
+
+
+def _numbers(result: object) -> Iterator[Tensor]:
+    """The tensors that are in a result, and arrays and numbers as tensors."""
+    for leaf in leaves(result):
+        match leaf:
+            case Tensor():
+                yield leaf
+            case bool() | int() | float() | complex():
+                yield torch.as_tensor(leaf, dtype=torch.float64 if isinstance(leaf, float) else None)
+            case np.ndarray() | np.generic() if leaf.dtype.kind in "biufc":
+                yield torch.as_tensor(leaf)
+            case _:
+                pass
 
 
 def _wide(tensor: Tensor) -> Tensor:
