@@ -293,7 +293,7 @@ MUTATIONS = (
     Mutation(
         "lift: the border of a padded map forgotten",
         "bnfold.onnx.lift.nodes:_partial_kernel",
-        'return PADS_WITH_ZEROS if any(pads) or auto_pad.startswith("SAME") else',
+        "return PADS_WITH_ZEROS if any(pads) or pads_by_name else",
         "return",
     ),
     Mutation(
