@@ -6,6 +6,7 @@ pass: a function counts as what it calls, a vector as what it is made of.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import onnx
 
@@ -63,8 +64,14 @@ def data_stays_small(model: onnx.ModelProto) -> bool:
 
 
 def may_make_long_vectors(model: onnx.ModelProto) -> bool:
-    """Whether a model has an operator that can give vectors that are longer than what is in the file."""
-    return any(node.op_type in _GROWING for scope in all_graphs(model) for node in scope.node)
+    """Whether shape inference may come to long vectors: by an operator, or by many that follow those in the file."""
+    scopes = [*all_graphs(model)]
+    if any(node.op_type in _GROWING for scope in scopes for node in scope.node):
+        return True
+    held = (tensor for scope in scopes if isinstance(scope, onnx.GraphProto) for tensor in scope.initializer)
+    held = chain(held, (given.t for scope in scopes for node in scope.node for given in node.attribute))
+    longest = max((tensor.dims[0] for tensor in held if len(tensor.dims) == 1), default=0)
+    return longest * sum(node.op_type in _FOLLOWED for scope in scopes for node in scope.node) > _MOST_UNKNOWN
 
 
 def vectors_stay_small(inferred: onnx.GraphProto) -> bool:

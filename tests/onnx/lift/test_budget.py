@@ -214,6 +214,13 @@ def test_vectors_that_are_longer_than_the_file_are_not_followed_element_by_eleme
         assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize(("steps", "long"), [(60, True), (2, False)])
+def test_many_steps_along_a_long_vector_are_not_followed_element_by_element(steps, long):
+    proto = model(diamonds(steps), [ones(70_000)])
+    assert may_make_long_vectors(proto) is long
+    assert vectors_stay_small(onnx.shape_inference.infer_shapes(proto).graph) is not long
+
+
 def test_shapes_that_double_in_functions_are_not_followed_either():
     doubling = calls(6, oh.make_node("Concat", ["a", "a"], ["o"], axis=0))
     assert not data_stays_small(called(doubling))
