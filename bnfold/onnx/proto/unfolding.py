@@ -68,10 +68,18 @@ def may_make_long_vectors(model: onnx.ModelProto) -> bool:
     scopes = [*all_graphs(model)]
     if any(node.op_type in _GROWING for scope in scopes for node in scope.node):
         return True
-    held = (tensor for scope in scopes if isinstance(scope, onnx.GraphProto) for tensor in scope.initializer)
-    held = chain(held, (given.t for scope in scopes for node in scope.node for given in node.attribute))
-    longest = max((tensor.dims[0] for tensor in held if len(tensor.dims) == 1), default=0)
+    longest = max((size for scope in scopes for size in _vector_lengths(scope)), default=0)
     return longest * sum(node.op_type in _FOLLOWED for scope in scopes for node in scope.node) > _MOST_UNKNOWN
+
+
+def _vector_lengths(scope: GraphLike) -> Iterator[int]:
+    """The lengths of the vectors that a graph or function holds, is given, or declares."""
+    graph = scope if isinstance(scope, onnx.GraphProto) else onnx.GraphProto()
+    held = (given.t for node in scope.node for given in node.attribute if given.HasField("t"))
+    yield from (tensor.dims[0] for tensor in chain(graph.initializer, held) if len(tensor.dims) == 1)
+    for value in chain(graph.input, scope.value_info):
+        dims = value.type.tensor_type.shape.dim
+        yield from (dim.dim_value for dim in dims[:1] if len(dims) == 1)
 
 
 def vectors_stay_small(inferred: onnx.GraphProto) -> bool:
