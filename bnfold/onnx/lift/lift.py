@@ -4,7 +4,6 @@ Lifting classifies and decides nothing. Nested graphs and functions are lifted i
 crosses from one into another is seen from outside and so never changes.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import onnx
@@ -30,11 +29,11 @@ from bnfold.onnx.lift.nodes import (
 from bnfold.onnx.lift.precision.block_products import is_block_product
 from bnfold.onnx.lift.precision.quantised import integer_map_stop
 from bnfold.onnx.lift.precision.round_trips import round_trips
-from bnfold.onnx.lift.readers import readers_of
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
 from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.lift.shapes.inference import functions_with_shapes, with_inferred_shapes
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.lift.values import Values, reads_type_only
 from bnfold.onnx.proto.names import (
     GraphLike,
     defined_names,
@@ -50,14 +49,6 @@ from bnfold.reasons import Stop, StopCode
 
 _JOINS = frozenset({Op.ADD, Op.MEAN, Op.MUL, Op.DIV, Op.CONCAT})
 """Operators that affines move past to several inputs."""
-
-_READS_TYPE_ONLY = frozenset(
-    {
-        *(("Shape", 0), ("Size", 0), ("CastLike", 1), ("EyeLike", 0)),
-        *(("RandomNormalLike", 0), ("RandomUniformLike", 0)),
-    }
-)
-"""Inputs whose shape or element type is read, never their elements: these are the same before and after a fold."""
 
 
 def lift(model: OnnxModel) -> Graph:
@@ -76,7 +67,7 @@ def lift(model: OnnxModel) -> Graph:
     types = value_types(result.graph)
     budget = Budget(model.nbytes)
     scope = Scope(main, Constants(model, main, opset, types, budget=budget), opset, main, 0, "")
-    _Lifter(graph, scope).lift(types, result.graph)
+    _Lifter(graph, scope, types).lift(result.graph)
     bodies = functions_with_shapes(result) if model.proto.functions else {}
     for function in model.proto.functions:
         opset = opset_version(function.opset_import)
@@ -85,40 +76,38 @@ def lift(model: OnnxModel) -> Graph:
         prefix = f"{function.domain}.{function.name}/"
         constants = Constants(model, function, opset, types, budget=budget)
         scope = Scope(function, constants, opset, function, 0, prefix)
-        _Lifter(graph, scope).lift(types, body)
+        _Lifter(graph, scope, types).lift(body)
     _make_names_unique(graph)
     return graph
 
 
 class _Lifter:
-    """Lifts one scope, and those inside it, into a graph."""
+    """Lifts one scope, and those inside it, into a graph.
 
-    def __init__(self, graph: Graph, scope: Scope, outer: "_Lifter | None" = None) -> None:
+    Args:
+        graph: The graph.
+        scope: The scope.
+        types: What is known about its values.
+        outer: The values of the scope around a nested one.
+    """
+
+    def __init__(self, graph: Graph, scope: Scope, types: ValueTypes, outer: Values | None = None) -> None:
         self._graph = graph
         self._scope = scope
         self._outer = outer
-        self._values: dict[str, Value] = {}
-        self._types: ValueTypes = {}
-        self._own = frozenset(defined_names(scope.graph))
-        self._readers = readers_of(scope.graph)
+        self._types = types
+        self._values = Values(scope, types, outer)
+        self._readers = self._values.readers
         self._lifted_from: dict[int, Node] = {}
+        self._casts = round_trips(scope.graph, types, scope.constants, self._readers.of, self._readers.outputs)
 
-    def lift(self, types: ValueTypes, inferred: GraphLike) -> None:
+    def lift(self, inferred: GraphLike) -> None:
         """Adds the nodes of the scope to the graph.
 
         Args:
-            types: What is known about its values.
             inferred: The same graph after shape inference, its nodes in the order in which they run.
         """
         scope = self._scope
-        self._types = types
-        function = isinstance(scope.graph, onnx.FunctionProto)
-        of = f"function '{scope.graph.name}'" if function else "the model" if self._outer is None else "a nested graph"
-        self._seen = Stop(StopCode.MODEL_OUTPUT, f"is an output of {of}")
-        self._casts = round_trips(scope.graph, types, scope.constants, self._readers.of, self._readers.outputs)
-        names = scope.graph.input if function else [value.name for value in scope.graph.input]
-        for name in names:
-            self._new_value(name).source = Stop(StopCode.MODEL_INPUT, f"its input is an input of {of}")
         in_bias: set[int] = set()
         for position, index in enumerate(execution_order(scope.graph)):
             node = scope.graph.node[index]
@@ -138,20 +127,15 @@ class _Lifter:
                 self._nest(f"{scope.prefix}{label(node)}.{name}/", inner, inner_inferred)
 
         for index, node in enumerate(scope.graph.node):
-            for name in {name for place, name in enumerate(node.input) if _reads_type_only(node, place)}:
-                self._measure(name, Reading(scope.prefix + label(node), self._served(index)))
+            for name in {name for place, name in enumerate(node.input) if reads_type_only(node, place)}:
+                self._values.measure(name, Reading(scope.prefix + label(node), self._served(index)))
         if self._outer is not None:
             for output in scope.graph.output:
-                self._value(output if isinstance(output, str) else output.name)
-
-    def _read_outputs(self, node: onnx.NodeProto) -> tuple[str, ...]:
-        """The first output of a node, and those of the others that anything reads."""
-        more = (name for name in node.output[1:] if self._readers.of.get(name) or name in self._readers.outputs)
-        return (*node.output[:1], *more)
+                self._values.of(output if isinstance(output, str) else output.name)
 
     def _is_constant(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node gives, and anything reads, is constant."""
-        return any(node.output) and all(map(self._scope.constants.is_constant, self._read_outputs(node)))
+        return any(node.output) and all(map(self._scope.constants.is_constant, self._values.read_outputs(node)))
 
     def _note_constant_norm(self, node: onnx.NodeProto, handle: Handle) -> None:
         """Notes a BatchNormalization that gives a constant, or why it stays."""
@@ -175,7 +159,7 @@ class _Lifter:
         types = {**outer, **value_types(inferred)}
         constants = Constants(scope.constants.model, graph, scope.opset, types, scope.constants)
         inner = Scope(graph, constants, scope.opset, scope.root, scope.depth + 1, prefix)
-        _Lifter(self._graph, inner, self).lift(types, inferred)
+        _Lifter(self._graph, inner, types, self._values).lift(inferred)
 
     def _lifted(self, node: onnx.NodeProto, handle: Handle) -> tuple[Node, ...]:
         foreign = foreign_attribute(node, self._scope.opset)
@@ -192,30 +176,33 @@ class _Lifter:
     def _opaque(self, node: onnx.NodeProto, handle: Handle, stop: Stop) -> Node:
         """A node that nothing passes, for a reason that is known."""
         name = self._scope.prefix + label(node)
-        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        inputs = self._values.read_by(node)
         if is_standard(node, "BatchNormalization"):
             return AffineNode(
                 name=name,
                 op_type=node.op_type,
-                inputs=(self._value(node.input[0]),),
-                also_reads=tuple(map(self._value, filter(self._is_computed, node.input[1:]))),
-                outputs=self._outputs(node, None),
+                inputs=(self._values.of(node.input[0]),),
+                also_reads=self._values.read_besides(node),
+                outputs=self._values.new_outputs(node, None),
                 handle=handle,
                 kind=Kind.BATCH_NORM,
                 stop=stop,
             )
-        outputs = self._outputs(node, None)
+        outputs = self._values.new_outputs(node, None)
         return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
 
     def _lift_runtime_map(self, node: onnx.NodeProto, handle: Handle) -> tuple[Node, ...]:
         """A map in the form that onnxruntime writes: FusedConv as a Conv and what comes behind it in the same node."""
         conv = fused_convolution(node)
         found = None if conv is None else lift_map(conv, self._scope.constants, None, None)
-        inputs = tuple(self._value(read) for read in self._elements_read(node))
-        if conv is None or not isinstance(found, LinearMap) or inputs[:1] != (self._value(node.input[0]),):
+        inputs = self._values.read_by(node)
+        if conv is None or not isinstance(found, LinearMap) or inputs[:1] != (self._values.of(node.input[0]),):
             return (self._opaque(node, handle, found if isinstance(found, Stop) else runtime_map_stop(node)),)
         require_channels(node, inputs[0], found.input_axis, found.in_channels)
-        name, outputs = self._scope.prefix + label(node), self._outputs(node, (None,) * len(found.weight.shape))
+        name, outputs = (
+            self._scope.prefix + label(node),
+            self._values.new_outputs(node, (None,) * len(found.weight.shape)),
+        )
         product = Value(f"{node.output[0]}#product", outputs[0].shape, outputs[0].dtype)
         # Without a window it is not merged with others: what comes behind it is part of its node.
         alone = replace(found, window=None)
@@ -238,7 +225,7 @@ class _Lifter:
         name = self._scope.prefix + label(node)
         constants, opset = self._scope.constants, self._scope.opset
         if is_standard(node, "BatchNormalization"):
-            source = self._value(node.input[0])
+            source = self._values.of(node.input[0])
             lifted = lift_batch_norm(node, source, constants, opset)
             if isinstance(lifted, Affine):
                 _learn_size(source, 1 - lifted.rank, lifted.scale.size)
@@ -246,25 +233,25 @@ class _Lifter:
                 name=name,
                 op_type=node.op_type,
                 inputs=(source,),
-                also_reads=tuple(map(self._value, filter(self._is_computed, node.input[1:]))),
-                outputs=self._outputs(node, source.shape),
+                also_reads=self._values.read_besides(node),
+                outputs=self._values.new_outputs(node, source.shape),
                 handle=handle,
                 kind=Kind.BATCH_NORM,
                 affine=lifted if isinstance(lifted, Affine) else None,
                 stop=lifted if isinstance(lifted, Stop) else None,
             )
-        inputs = tuple(self._value(read) for read in self._elements_read(node))
+        inputs = self._values.read_by(node)
         source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
         found = lift_map(node, constants, source_rank, handle.bias_node)
         if isinstance(found, LinearMap) and len(inputs) == 1:
-            outputs = self._outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
+            outputs = self._values.new_outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
             if not found.broadcasts_input or inputs[0].size(found.input_axis) != 1:
                 require_channels(node, inputs[0], found.input_axis, found.in_channels)
             if not found.broadcasts_input:
                 _learn_size(inputs[0], found.input_axis, found.in_channels)
             _learn_size(outputs[0], found.output_axis, found.out_channels)
             return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
-        extra_is_read = len(self._read_outputs(node)) > 1
+        extra_is_read = len(self._values.read_outputs(node)) > 1
         known = inputs and inputs[0].name == node.input[0] and opset >= OLDEST_OPSET
         cast = RoundTrip() if handle.index in self._casts else None
         if known and (cast or is_identity(node, constants, self._types, mask_is_read=extra_is_read)):
@@ -272,14 +259,14 @@ class _Lifter:
                 name=name,
                 op_type=node.op_type,
                 inputs=inputs[:1],
-                outputs=self._outputs(node, inputs[0].shape)[:1],
+                outputs=self._values.new_outputs(node, inputs[0].shape)[:1],
                 handle=replace(handle, widened=self._casts.get(handle.index, ())),
                 op=Op.IDENTITY,
                 parameters=cast,
             )
         affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 and opset >= OLDEST_OPSET else None
         if affine is not None:
-            outputs = self._outputs(node, inputs[0].shape)
+            outputs = self._values.new_outputs(node, inputs[0].shape)
             return AffineNode(
                 name=name,
                 op_type=node.op_type,
@@ -289,11 +276,11 @@ class _Lifter:
                 kind=Kind.AFFINE,
                 affine=affine,
             )
-        outputs = self._outputs(node, None)
+        outputs = self._values.new_outputs(node, None)
         shapes = tuple(output.shape for output in outputs)
         several = lift_several(node, constants, self._types) if opset >= OLDEST_OPSET else None
         if several is not None:
-            moved = tuple(self._value(read) for read in several.reads)
+            moved = tuple(self._values.of(read) for read in several.reads)
             return OpNode(
                 name=name,
                 op_type=node.op_type,
@@ -349,53 +336,6 @@ class _Lifter:
             output.producer = first
         return True
 
-    def _elements_read(self, node: onnx.NodeProto) -> Iterator[str]:
-        """The inputs of a node that are not constant and whose elements it reads."""
-        for position, name in enumerate(node.input):
-            if not _reads_type_only(node, position) and self._is_computed(name):
-                yield name
-
-    def _is_computed(self, name: str) -> bool:
-        """Whether a node reads a value under that name which is not constant."""
-        return bool(name) and not self._scope.constants.is_constant(name)
-
-    def _outputs(self, node: onnx.NodeProto, fallback: Shape | None) -> tuple[Value, ...]:
-        return tuple(self._new_value(name, fallback) for name in node.output if name)
-
-    def _new_value(self, name: str, fallback: Shape | None = None) -> Value:
-        shape, dtype = self._types.get(name, (None, ""))
-        value = Value(name, shape if shape is not None else fallback, dtype)
-        if name in self._readers.outputs:
-            value.observer = self._seen
-        self._values[name] = value
-        return value
-
-    def _value(self, name: str) -> Value:
-        """The value of that name as this scope sees it."""
-        if name not in self._values:
-            outer = None if self._outer is None else self._outer.capture(name)
-            self._new_value(name).source = (
-                Stop(StopCode.MODEL_INPUT, "its input is a constant")
-                if self._scope.constants.is_constant(name)
-                else Stop(StopCode.CAPTURED, "its input comes from the graph around it")
-            )
-            if outer is not None:
-                self._values[name].shape, self._values[name].dtype = outer.shape, outer.dtype
-        return self._values[name]
-
-    def capture(self, name: str) -> Value:
-        """Lets a nested graph read a value of this scope, which from then on must not change."""
-        value = self._value(name)
-        value.observer = value.observer or Stop(StopCode.CAPTURED, "is read inside a nested graph")
-        return value
-
-    def _measure(self, name: str, reading: Reading) -> None:
-        """Notes on a value of this scope, or of one around it, that a node reads its shape or its type."""
-        if name in self._values:
-            self._values[name].measured_by.append(reading)
-        elif self._outer is not None and name not in self._own:
-            self._outer._measure(name, reading)
-
     def _served(self, index: int) -> frozenset[Node]:
         """The nodes with constants that are made of what a node gives; empty if anything else is."""
         served: set[Node] = set()
@@ -430,10 +370,6 @@ class _Lifter:
 def _adds_more(node: onnx.NodeProto) -> bool:
     """Whether a FusedConv adds a value, which may be a constant, to what its convolution gives."""
     return any(node.input[3:])
-
-
-def _reads_type_only(node: onnx.NodeProto, position: int) -> bool:
-    return (node.op_type, position) in _READS_TYPE_ONLY and is_standard(node, node.op_type)
 
 
 def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:
