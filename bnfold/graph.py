@@ -251,6 +251,8 @@ class AffineNode(Node):
     def may_end_activation(self) -> bool:
         """Whether it is one factor behind a product, as the half of a Gelu is; what follows is no part of it."""
         product = self.inputs[0].producer
+        while isinstance(product, OpNode) and product.op is Op.IDENTITY:
+            product = product.inputs[0].producer
         alone = self.affine is not None and self.affine.varying_axes == 0 and not self.affine.shift.any()
         return alone and isinstance(product, OpNode) and product.op is Op.MUL
 

@@ -49,10 +49,10 @@ def spelled_out_stop(
     affine = affines[node]
     if affine.varying_axes > 1:
         return Stop(StopCode.VARIES, "it varies along more than the channels")
-    readers = tensors.uses(tensors.root(node.outputs[0]))
+    readers = [*_readers(tensors, node.outputs[0])]
     if affine.varying_axes == 0:
         # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
-        producer = tensors.root(node.inputs[0]).producer
+        producer = _producer(tensors, node.inputs[0])
         right_before = isinstance(producer, MapNode) or producer in affines
         right_behind = all(isinstance(reader, MapNode) or _is_batch_norm(reader, affines) for reader in readers)
         if not (right_behind if forward else right_before):
@@ -67,6 +67,25 @@ def spelled_out_stop(
     if any(isinstance(reader, OpNode) and is_normalisation(tensors, reader) for reader in readers):
         return Stop(StopCode.NO_RULE, "it is part of a normalisation")
     return None
+
+
+def _producer(tensors: Tensors, value: Value) -> Node | None:
+    """What computes a value, before all that pass it on as it is."""
+    producer = tensors.root(value).producer
+    while isinstance(producer, OpNode) and producer.op is Op.IDENTITY:
+        producer = tensors.root(producer.inputs[0]).producer
+    return producer
+
+
+def _readers(tensors: Tensors, value: Value) -> Iterator[Node]:
+    """What reads a value, behind all that pass it on as it is."""
+    waiting = [*tensors.uses(tensors.root(value))]
+    while waiting:
+        reader = waiting.pop()
+        if isinstance(reader, OpNode) and reader.op is Op.IDENTITY:
+            waiting += tensors.uses(tensors.root(reader.outputs[0]))
+        else:
+            yield reader
 
 
 def _is_batch_norm(node: Node, affines: Mapping[AffineNode, Affine]) -> bool:
@@ -98,7 +117,7 @@ def is_normalisation(tensors: Tensors, node: OpNode) -> bool:
 
 def ends_activation(tensors: Tensors, node: AffineNode, affine: Affine) -> bool:
     """Whether an affine is the number that an activation ends in."""
-    product = tensors.root(node.inputs[0]).producer
+    product = _producer(tensors, node.inputs[0])
     if not node.may_end_activation or affine.shift.any() or not isinstance(product, OpNode):
         return False
     functions = {name for factor, names in _FACTORS.items() if _is_close(affine, factor) for name in names}

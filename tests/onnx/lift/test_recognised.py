@@ -66,6 +66,24 @@ def test_the_number_that_an_activation_ends_in_stays_and_is_listed(name: str) ->
 
 
 @pytest.mark.parametrize("name", ["hard swish", "Gelu"])
+def test_an_activation_stays_whole_through_what_passes_values_on(name: str) -> None:
+    body = GATES[name].replace("r = ", "i = Identity (p) r = ").replace("(p, ", "(i, ")
+    assert "Identity" in body
+    body = f"c = Conv (x, v) {body} j = Identity (r) y = Conv (j, w)"
+    text = f"agraph (double[2,3,6,6] x) => (double[2,4,h,w] y) {{ {body} }}"
+    folded = fold(parse(text, **constants(text, v=random(4, 3, 1, 1), w=random(4, 4, 3, 3))))
+    assert folded.model == folded.original
+
+
+@pytest.mark.parametrize("body", ["i = Identity (c) y = Add (i, k)", "i = Mul (c, k) j = Identity (i) y = Conv (j, w)"])
+def test_a_number_beside_a_map_moves_past_what_passes_values_on(body: str) -> None:
+    text = f"agraph (double[2,3,6,6] x) => (double[2,4,h,w] y) {{ s = Sigmoid (x) c = Conv (s, v) {body} }}"
+    given = constants(text, v=random(4, 3, 1, 1), w=random(4, 4, 3, 3), k=np.array([[[[0.25]]]]))
+    folded = fold(parse(text, **given))
+    assert folded.count("Add") == folded.count("Mul") == 0
+
+
+@pytest.mark.parametrize("name", ["hard swish", "Gelu"])
 def test_the_exact_gate_recognises_the_same(name: str) -> None:
     """Its own small numbers are not what an activation ends in, so that number has to stay."""
     text = (
