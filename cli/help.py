@@ -1,16 +1,33 @@
-"""Help pages in plain text: nothing in them is markup, options stand in groups, and examples come last."""
+"""Commands whose help is plain text, with options in groups and examples last, and that write what they are told to."""
 
+from collections import Counter
 from typing import Any
 
 from typer.core import TyperCommand
 
+from bnfold.errors import UsageError
+
 _WIDTH = 100
+
+_WRITTEN = ("--output", "--report", "--out-dir")
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
 
 
 class Command(TyperCommand):
-    """A command whose help has a section for each group of options."""
+    """A command whose help has a section for each group of options.
+
+    Of an option that is given twice the last counts, as of any program; but not where each names something to write.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's, which typer has a copy of
+        """Reads the words of the command line."""
+        counts = Counter(parameter.opts[-1] for parameter in self.make_parser(ctx).parse_args(list(args))[2])
+        for option in _WRITTEN:
+            if counts[option] > 1:
+                message = f"{option} is given {counts[option]} times, and names one thing to write"
+                raise UsageError(message, hint="Give it once.")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's, which typer has a copy of
         """Writes a section for the arguments, and one for each group of options."""

@@ -54,6 +54,15 @@ def test_a_failed_verification_writes_its_page(run, files):
     assert hashlib.sha256((files / "wrong.onnx").read_bytes()).hexdigest() in page
 
 
+def test_of_two_places_to_write_to_none_is_dropped_in_silence(run, files):
+    once = ("fold", "a.onnx", "-o", "b.onnx", "--report", "a.html")
+    for option, more in (("--report", ["--report=b.md"]), ("--output", ["-o", "c.onnx"]), ("--output", ["-oc.onnx"])):
+        code, out, err = run(*once, *more)
+        assert (code, out) == (2, "")
+        assert err == f"error: {option} is given 2 times, and names one thing to write. Give it once.\n"
+    assert sorted(path.name for path in files.iterdir()) == ["a.onnx", "wrong.onnx"]
+
+
 @pytest.mark.parametrize("words", [("fold", "a.onnx", "-o", "b.onnx"), ("verify", "a.onnx", "wrong.onnx")])
 @pytest.mark.parametrize("page", ["page.pdf", "missing/page.html", "."])
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(run, files, words, page):
