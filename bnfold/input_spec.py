@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bnfold.errors import BnfoldError, ModelLoadError, UsageError, perhaps
 from bnfold.system.memory import require_memory
+from bnfold.text.tables import size
 
 Array = npt.NDArray[np.generic]
 
@@ -154,7 +155,7 @@ def _require_room(handle: BinaryIO, file: str) -> None:
         needed = _declared_nbytes(handle, stored)
     if needed > _FREE_NBYTES + _PER_FILE * os.fstat(handle.fileno()).st_size:
         raise ModelLoadError(
-            f"{file}, unpacked, would take {needed / 1e9:.1f} GB, out of all proportion to the file.",
+            f"{file}, unpacked, would take {size(needed)}, out of all proportion to the file.",
             hint="Save it without compression, by numpy.savez.",
         )
     require_memory(needed, f"{file}, unpacked,", ModelLoadError)

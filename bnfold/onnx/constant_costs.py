@@ -17,6 +17,7 @@ from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
 from bnfold.onnx.lift.types import ValueTypes, value_types
 from bnfold.onnx.proto.inlining import inlined
 from bnfold.onnx.proto.names import defined_names, reads_from_outside, subgraphs
+from bnfold.text.tables import size
 
 _FREE_NBYTES = 1 << 27  # at a time,
 _PER_MODEL = 16
@@ -46,8 +47,8 @@ def require_small_constants(model: OnnxModel) -> None:
         total, peak = _nbytes(graph, kept, value_types(with_inferred_shapes(OnnxModel(whole, model.store)).graph))
         if peak > most or total > most_total:
             raise UnsupportedModelError(
-                f"{model.path or 'the model'} computes {total / 1e9:.3g} GB from constants alone, out of all "
-                f"proportion to its {model.nbytes / 1e6:.3g} MB, so it is not run",
+                f"{model.path or 'the model'} computes {size(total)} from constants alone, out of all "
+                f"proportion to its {size(model.nbytes)}, so it is not run",
                 hint=_HINT,
             )
 

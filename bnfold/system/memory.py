@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from bnfold.text.tables import size
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -37,7 +39,7 @@ def require_memory(nbytes: int, what: str, refusal: Callable[[str], Exception]) 
     """
     left = memory_left()
     if nbytes > left:
-        raise refusal(f"{what} would take {nbytes / 1e9:.1f} GB, and {left / 1e9:.1f} GB of memory are left")
+        raise refusal(f"{what} would take {size(nbytes)}, and {size(left)} of memory are left")
 
 
 def _of_system() -> int:

@@ -98,7 +98,7 @@ def test_it_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_left", lambda: 10**6)
     (tmp_path / "data.npz").write_bytes(archive(npy("(2000000,)", bytes(2_000_000), "'|u1'"), zipfile.ZIP_DEFLATED))
-    with pytest.raises(ModelLoadError, match=r"unpacked, would take 0\.0 GB"):
+    with pytest.raises(ModelLoadError, match=r"unpacked, would take 2\.0 MB, and 1\.0 MB of memory are left"):
         load_inputs(tmp_path / "data.npz")
 
 
