@@ -343,6 +343,45 @@ def test_a_sparse_weight_is_left_with_that_reason() -> None:
     assert (report.verdict, report.sites[0].verdict) == ("pass", "pass")
 
 
+NORM = "BatchNormalization (c, bn_g, bn_b, bn_m, bn_v)"
+
+
+def left_behind_sparse(body: str) -> str:
+    """The reason that a BN stays in a graph with a sparse initializer s."""
+    floats = {"w": random(4, 4, 1, 1), "k": random(1, 4, 1, 1), **batch_norm(4)}
+    arrays = {name: array.astype(np.float32) for name, array in floats.items() if name in body}
+    if "shape" in body:
+        arrays["shape"] = np.array([4, 4, 1, 1])
+    model = parse(f"agraph (float[2,4,6,6] x) => (float[2,4,6,6] y) {{ {body} }}", **arrays)
+    values = numpy_helper.from_array(np.ones(2, np.float32), "s")
+    indices = numpy_helper.from_array(np.array([0, 3]), "s_indices")
+    sizes = [16] if "shape" in body else [4, 1, 1] if "Mul" in body else [4]
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, sizes))
+    (left,) = bnfold.fold(model).plan.left
+    return left.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (f"c = Conv (x, w) g = Neg (s) y = {NORM.replace('bn_g', 'g')}", "its scale 'g' comes from a sparse tensor"),
+        (f"c = Conv (x, w) y = {NORM.replace('bn_g', 's')}", "its scale 's' is a sparse initializer"),
+        (f"q = Reshape (s, shape) [f] c = Conv (x, q) y = {NORM}", "weight 'q' of Conv 'f' comes from a sparse tensor"),
+        (f"b = Neg (s) [f] c = Conv (x, w, b) y = {NORM}", "the bias 'b' of Conv 'f' comes from a sparse tensor"),
+        (f"[f] c = Conv (x, w, s) y = {NORM}", "the bias 's' of Conv 'f' is a sparse initializer"),
+        (f"[f] c = Mul (x, s) y = {NORM}", "'s', which Mul 'f' reads, is a sparse initializer"),
+        (f"q = Abs (s) [f] c = Mul (x, q) y = {NORM}", "'q', which Mul 'f' reads, comes from a sparse tensor"),
+    ],
+)
+def test_what_comes_from_a_sparse_tensor_is_left_with_that_reason(body: str, words: str) -> None:
+    assert f"{words}, which a fold would make dense" in left_behind_sparse(body)
+
+
+def test_a_layer_of_constants_is_left_with_that_reason() -> None:
+    reason = left_behind_sparse(f"[f] c = Conv (k, w) n = {NORM} y = Add (x, n)")
+    assert "all inputs of Conv 'f' are constants, and no fold goes into such a node" in reason
+
+
 def test_a_value_inside_a_branch_may_be_called_as_one_outside() -> None:
     """The value outside is renamed, as its BN goes forward; the one of that name inside stays what it is."""
     text = """

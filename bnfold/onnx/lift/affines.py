@@ -9,11 +9,13 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.rounding import STORAGE_DTYPES
 from bnfold.graph import Value
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.proto.names import find_attribute, is_standard
+from bnfold.onnx.proto.names import find_attribute, is_standard, subgraphs
+from bnfold.reasons import Stop, StopCode
 
 _MOST_CONSTANT_ELEMENTS = 1 << 22
 """A larger constant is no affine that anybody wants to see in float64."""
 
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 _STORED = frozenset(dtype.name for dtype in STORAGE_DTYPES)
 
 
@@ -35,7 +37,7 @@ def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Af
         return Affine(-one, 0 * one) if source.dtype in _STORED else None
     if is_scaler(node):
         return _scaler(node, source)
-    if not is_standard(node, "Add", "Sub", "Mul", "Div") or len(node.input) != 2:
+    if not is_standard(node, *_ARITHMETIC) or len(node.input) != 2:
         return None
     position = 0 if constants.is_constant(node.input[0]) else 1
     constant = constants.find(node.input[position])
@@ -61,6 +63,27 @@ def lift_affine(node: onnx.NodeProto, constants: Constants, source: Value) -> Af
         case "Mul", _:
             return Affine(array, zero)
     return Affine(1.0 / array, zero) if position == 1 and array.all() else None
+
+
+def operand_stop(node: onnx.NodeProto, constants: Constants, name: str) -> Stop | None:
+    """The reason that nothing passes a node because of its constants: it has nothing else, or they are not known.
+
+    Args:
+        node: A node that is neither a map nor an affine, and that no rule is for.
+        constants: The constants of its graph.
+        name: What it is called.
+    """
+    given = [read for read in node.input if read]
+    if given and all(map(constants.is_constant, given)) and not any(subgraphs(node)):
+        reason = f"all inputs of {node.op_type} '{name}' are constants, and no fold goes into such a node"
+        return Stop(StopCode.MODEL_INPUT, reason)
+    if not is_standard(node, *_ARITHMETIC):
+        return None
+    for read in given:
+        if constants.is_constant(read) and constants.find(read) is None:
+            reason = f"'{read}', which {node.op_type} '{name}' reads, {constants.why_unknown(read)}"
+            return Stop(StopCode.NO_RULE, reason)
+    return None
 
 
 def is_scaler(node: onnx.NodeProto) -> bool:

@@ -159,10 +159,31 @@ class Constants:
         found = self.find(name)
         return None if found is None else (found.shape, found.dtype)
 
-    def is_sparse(self, name: str) -> bool:
-        """Whether a value is a sparse initializer, which has no array here: to write it out would make it dense."""
-        known = name in self._sparse or name in self._inputs or name in self._initializers or name in self._producers
-        return name in self._sparse if known or self._outer is None else self._outer.is_sparse(name)
+    def why_unknown(self, name: str) -> str:
+        """Why there is no constant of that name for `find`, in words that follow it."""
+        if not self.is_constant(name):
+            return "is not a constant"
+        if not self._comes_from_sparse(name):
+            return "is a constant that cannot be computed here"
+        what = "comes from a sparse tensor" if self.producer(name) else "is a sparse initializer"
+        return f"{what}, which a fold would make dense"
+
+    def _comes_from_sparse(self, name: str) -> bool:
+        """Whether a value is sparse, or cannot be computed because of one that is: such a one has no array here."""
+        waiting, seen = [name], {""}
+        while waiting:
+            part = waiting.pop()
+            if part in seen or self.find(part) is not None:
+                continue
+            seen.add(part)
+            node = self._producers.get(part)
+            if part in self._sparse or (node is not None and find_attribute(node, "sparse_value") is not None):
+                return True
+            if node is not None:
+                waiting += node.input
+            elif part not in self._initializers and self._outer is not None and self._outer._comes_from_sparse(part):
+                return True
+        return False
 
     def producer(self, name: str) -> onnx.NodeProto | None:
         """The node that computes a value of this graph or of one around it."""

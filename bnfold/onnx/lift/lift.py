@@ -12,7 +12,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import LinearMap
 from bnfold.graph import AffineNode, ConstantNorm, Graph, Kind, MapNode, Node, Op, OpNode, Reading, RoundTrip, Value
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.lift.affines import lift_affine
+from bnfold.onnx.lift.affines import lift_affine, operand_stop
 from bnfold.onnx.lift.budget import Budget
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.moves.node_view import NodeView
@@ -294,7 +294,7 @@ class _Lifter:
         view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
         move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None
         if move is None:
-            stop = found if isinstance(found, Stop) else None
+            stop = found if isinstance(found, Stop) else operand_stop(node, constants, name)
             return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
         kept = outputs if move[0] is Op.PICK else outputs[:1]
         data = inputs if move[0] in _JOINS else inputs[:1]

@@ -65,8 +65,8 @@ def lift_batch_norm(node: onnx.NodeProto, source: Value, constants: Constants, o
     for parameter, name in zip(_PARAMETERS, node.input[1:5], strict=True):
         constant = constants.find(name)
         if constant is None:
-            what = "is a sparse initializer" if constants.is_sparse(name) else "is not a constant of the model"
-            return Stop(StopCode.PARAMETERS_NOT_CONSTANT, f"its {parameter} '{name}' {what}")
+            reason = f"its {parameter} '{name}' {constants.why_unknown(name)}"
+            return Stop(StopCode.PARAMETERS_NOT_CONSTANT, reason)
         if constant.overridable:
             return Stop(StopCode.OVERRIDABLE, f"its {parameter} '{name}' is a model input that a caller may override")
         found.append(constant)
@@ -153,7 +153,8 @@ def lift_map(
     if bias_name:
         bias = constants.find(bias_name)
         if bias is None:
-            return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the bias '{bias_name}' of {_of(node)} is not a constant")
+            reason = f"the bias '{bias_name}' of {_of(node)} {constants.why_unknown(bias_name)}"
+            return Stop(StopCode.WEIGHT_NOT_CONSTANT, reason)
         if bias.overridable:
             return Stop(StopCode.OVERRIDABLE, f"the bias '{bias_name}' of {_of(node)} is a model input")
     if in_blocks:
@@ -180,10 +181,8 @@ def _weight(node: onnx.NodeProto, position: int, constants: Constants) -> Tensor
         return quantised
     weight = constants.find(name)
     if weight is None:
-        if constants.is_sparse(name):
-            reason = f"the weight '{name}' of {_of(node)} is a sparse initializer, which a fold would make dense"
-            return Stop(StopCode.WEIGHT_NOT_CONSTANT, reason)
-        return Stop(StopCode.WEIGHT_NOT_CONSTANT, f"the weight '{name}' of {_of(node)} is not a constant")
+        reason = f"the weight '{name}' of {_of(node)} {constants.why_unknown(name)}"
+        return Stop(StopCode.WEIGHT_NOT_CONSTANT, reason)
     if weight.overridable:
         reason = f"the weight '{name}' of {_of(node)} is a model input that a caller may override"
         return Stop(StopCode.OVERRIDABLE, reason)
