@@ -63,7 +63,7 @@ class FoldResult(Generic[ModelT_co]):
             What was found; a wrong fold is a verdict in it, not an error.
         """
         if self._exact is None:
-            begin("comparing each changed region exactly")
+            begin("comparing changed regions exactly")
             self._exact = self._check()
         return self._exact
 

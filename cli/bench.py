@@ -13,6 +13,7 @@ from .shared.effects import note_unused
 from .shared.models import CodeOptions
 from .shared.modules import stdout_kept
 from .shared.pairs import names_of, naming_lines, pair_of
+from .shared.progress import shown
 from .shared.terminal import say, say_json, tell
 
 
@@ -71,9 +72,10 @@ def bench(
     whether the outputs match is for `bnfold verify` to say.
     """
     given = Verification(device, 1, seed, shapes, inputs, value_ranges)
-    with stdout_kept():
+    with shown(quiet=False), stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
         names = names_of(pair, mapping or ())
+    with stdout_kept():
         timing = timing_of(
             pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds, progress=tell
         )

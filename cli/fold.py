@@ -1,5 +1,6 @@
 """`bnfold fold`: fold, write beside the destination, verify what was written, and only then put it in place."""
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,6 @@ import typer
 from bnfold.errors import OutputError, UsageError
 from bnfold.files.job import Done, Job, Terms, carry_out
 from bnfold.files.records import FileOptions
-from bnfold.text.progress import begin
 from bnfold.text.tables import Block, Table, size
 
 from .many import Batch, fold_batch, require_one
@@ -77,7 +77,9 @@ def fold(
         bool,
         typer.Option("--require-all", help="Write nothing and leave with exit code 1 if a BatchNorm is left."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fold and report, but verify and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fold and report; nothing is verified or written.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Allow OUT to be IN.")] = False,
     repair: Annotated[
         bool,
@@ -114,7 +116,12 @@ def fold(
         typer.Option("--bench", help="Also measure how long the original and the result take, in turns, for 6 s."),
     ] = False,
     page: options.Page = None,
-    as_json: options.Json = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON document (bnfold.report/1) and nothing else; with --out-dir a line a file."
+        ),
+    ] = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -149,13 +156,13 @@ def fold(
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(shown(quiet=quiet))
-        begin("folding")
         terms = Terms(not no_verify, require_all, dry_run, hashed=as_json or page is not None)
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
             done = carry_out(job, output, terms, started)
     report, written = done.report, done.written
-    timing = timing_of_fold(model, cast(Path, output), code, verification) if bench and written else None
+    told = tell if sys.stderr.isatty() and not quiet else None
+    timing = timing_of_fold(model, cast(Path, output), code, verification, told) if bench and written else None
     if not quiet:
         verifies = not (dry_run or no_verify)
         unused = {} if written else {"--bench": "nothing was written"}

@@ -18,7 +18,7 @@ _WORDS = {
     "folded_session": "loading the folded model",
     "folded_runs": "running the folded model",
     "as_deployed": "running the folded model as deployed",
-    "noise": "measuring the rounding noise of the original",
+    "noise": "measuring the rounding noise",
 }
 """What is said of a phase when it begins."""
 

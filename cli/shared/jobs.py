@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from bnfold.errors import ModelLoadError, OutputError, UnsupportedModelError, UsageError
 from bnfold.files.job import Job
+from bnfold.text.progress import begin
 
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
@@ -185,6 +186,7 @@ def _exported(code: Code) -> "torch.export.ExportedProgram":
     from bnfold.torch.capture.export import Refused, trace
 
     ran = require_runs(code)
+    begin("exporting")
     try:
         return trace(code.module, code.call, code.dynamic_shapes)
     except Refused as refused:
@@ -232,6 +234,7 @@ def _fold_to_onnx(
     leftover = options.leftover if chosen else "keep"
     first = bnfold.fold(program, skip=options.skip, only=options.only, leftover=leftover, merge=options.merge)
     beside = None if options.output is None else options.output.resolve().parent
+    begin("exporting to ONNX")
     path = stack.enter_context(exported_file(first.model, beside, dynamic=dynamic))
     _require_valid(path)
     try:

@@ -18,12 +18,7 @@ def one_of(values: str) -> Callable[[str], list[str]]:
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List every fold, merge and measured layer.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON document (bnfold.report/1) and nothing else; with --out-dir a line a file."
-    ),
-]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document (bnfold.report/1) and nothing else.")]
 Page = Annotated[
     Path | None,
     typer.Option(

@@ -2,9 +2,10 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, TextIO, cast
 
 from bnfold.text.progress import heard_by
 
@@ -24,19 +25,26 @@ def shown(*, quiet: bool) -> Iterator[None]:
     if quiet or not sys.stderr.isatty():
         yield
         return
-    line = _Line()
+    line = _Line(sys.stderr)
     try:
-        with heard_by(line.tell):
+        with heard_by(line.tell), redirect_stderr(cast(TextIO, _Above(line, sys.stderr))):
             yield
     finally:
         line.close()
 
 
 class _Line:
-    """One line that comes after a second, and goes at the end."""
+    """One line that comes after a second, and goes at the end.
 
-    def __init__(self) -> None:
+    Args:
+        terminal: Where it is shown.
+    """
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
         self._words = "loading"
+        self._since = time.monotonic()
+        self._above = ""
         self._lock = threading.Lock()
         self._display: Display | None = None
         self._timer = threading.Timer(PATIENCE_S, self._show)
@@ -49,22 +57,58 @@ class _Line:
             if self._display is not None:
                 self._display.update(self._display.task_ids[0], description=words)
 
+    def write(self, text: str) -> int:
+        """Prints to the terminal: above the line, if it is there, and then each line of the text once it is whole."""
+        with self._lock:
+            if self._display is None:
+                return self._terminal.write(text)
+            whole, end, rest = (self._above + text).rpartition("\n")
+            self._above = rest
+            if end:
+                self._display.console.out(whole, highlight=False)
+            return len(text)
+
     def close(self) -> None:
         self._timer.cancel()
         with self._lock:
             if self._display is not None:
                 self._display.stop()
+                self._terminal.write(self._above)
 
     def _show(self) -> None:
         from rich.console import Console
         from rich.progress import Progress as Display
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         with self._lock:
-            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-            console = Console(file=sys.stderr)
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            words = TextColumn("{task.description}", markup=False, table_column=rest)
             self._display = Display(
-                *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+                *(SpinnerColumn(), TimeElapsedColumn(), words),
+                console=Console(file=self._terminal),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                expand=True,
+                get_time=time.monotonic,
             )
-            self._display.add_task(self._words)
+            self._display.add_task(self._words, start=False)
+            self._display.tasks[0].start_time = self._since
             self._display.start()
+
+
+class _Above:
+    """A terminal with a line on it that changes: what is written goes above that.
+
+    Args:
+        line: The line.
+        terminal: The terminal, which does all else.
+    """
+
+    def __init__(self, line: _Line, terminal: TextIO) -> None:
+        self.write = line.write
+        self._terminal = terminal
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._terminal, name)

@@ -16,7 +16,11 @@ QUICK = ("--device", "cpu", "--samples", "1")
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(costs, "timing_of", lambda pair, _: bnfold.benchmark(pair.original, pair.folded, seconds=0.05))
+
+    def timing_of(pair, _, progress):
+        return bnfold.benchmark(pair.original, pair.folded, seconds=0.05, progress=progress)
+
+    monkeypatch.setattr(costs, "timing_of", timing_of)
     onnx.save(original(random_layers(2)), "a.onnx")
 
 
@@ -49,7 +53,7 @@ def test_bench_without_something_to_measure_says_so(run, model, monkeypatch):
     code, _, err = run("fold", "a.onnx", "--dry-run", "--bench")
     assert (code, err) == (0, "note: --bench has no effect: nothing was written\n")
 
-    def refuse(*_):
+    def refuse(*_, progress):
         raise bnfold.UsageError("one model is of onnxruntime and one of torch")
 
     monkeypatch.setattr(costs, "timing_of", refuse)

@@ -1,6 +1,7 @@
 """How the command is started, stopped and set up: `python -m bnfold`, Ctrl-C, help pages, pyproject.toml, progress."""
 
 import io
+import re
 import subprocess
 import sys
 import time
@@ -173,16 +174,45 @@ class Terminal(io.StringIO):
         return True
 
 
+def wait_for(words, stream, patience_s=30):
+    end = time.monotonic() + patience_s
+    while words not in stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
     for stream, quiet, seen in ((Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)):
         monkeypatch.setattr(sys, "stderr", stream)
         with progress.shown(quiet=quiet):
             begin("measuring [nothing] :factory:")
-            patience = time.monotonic() + (30 if seen else 0.1)
-            while "measuring" not in stream.getvalue() and time.monotonic() < patience:
-                time.sleep(0.01)
+            wait_for("measuring", stream, 30 if seen else 0.1)
         assert ("measuring [nothing] :factory:" in stream.getvalue()) is seen
+
+
+def test_what_is_printed_meanwhile_stands_above_the_progress(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    stream = sys.stderr
+    with progress.shown(quiet=False):
+        begin("measuring")
+        wait_for("measuring", stream)
+        print("weights", "from w.pth", file=sys.stderr)
+        print("no end", end="", file=sys.stderr, flush=True)
+    assert sys.stderr is stream
+    assert re.search(r"(^|\n|\r|\x1b\[2K)weights from w\.pth *\n", stream.getvalue())
+    assert stream.getvalue().endswith("no end")
+
+
+def test_progress_keeps_its_time_and_its_one_line_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "30")
+    with progress.shown(quiet=False):
+        begin("running the folded model as deployed, sample 1 of 4")
+        wait_for("running", sys.stderr)
+    assert re.search(r"0:00:0\d running the folded …", re.sub(r"\x1b\[[0-9;]*m", "", sys.stderr.getvalue()))
+    assert "sample" not in sys.stderr.getvalue()
 
 
 def test_what_is_quick_shows_no_progress(monkeypatch):
