@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.torch.capture.eager_run import followed, undisturbed
 from bnfold.torch.capture.export import Arguments
+from bnfold.torch.fx.tensors import memory
 
 
 class _Where(Enum):
@@ -53,7 +54,7 @@ def run_example(root: nn.Module, arguments: Arguments, path: str) -> Frame:
     """
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     watch = _Watch(root, root.get_submodule(path))
-    with undisturbed(), watch.hooks(), _Reads(watch):
+    with undisturbed(root.parameters()), watch.hooks(), _Reads(watch):
         root(*args, **kwargs)
     return watch.frame
 
@@ -130,14 +131,6 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # What the graphs of a higher-order operator read is not to be seen.
             self._watch.note_reads(self._watch.held if isinstance(func, HigherOrderOperator) else (args, kwargs))
         return func(*args, **(kwargs or {}))
-
-
-def memory(tensor: Tensor) -> int:
-    """Where the elements of a tensor are; views of one tensor share it."""
-    try:
-        return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (NotImplementedError, RuntimeError):  # sparse, or of a subclass that has no storage
-        return id(tensor)
 
 
 def _kind(leaf: object) -> object:

@@ -10,20 +10,26 @@ from torch.utils import _pytree as pytree
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.export import Arguments, quiet
 from bnfold.torch.fx.function_transforms import all_ended
+from bnfold.torch.fx.unwritten import unwritten
 
 Enter = Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]
 Leave = Callable[[nn.Module, tuple[object, ...], object], object]
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Runs as they are: without a word, gradients, torch.compile, or a trace in the random numbers of the caller."""
+def undisturbed(shared: Iterable[Tensor]) -> Iterator[None]:
+    """Runs as they are: without a word, gradients, torch.compile, or a trace in what the caller has.
+
+    Args:
+        shared: Tensors that are the caller's, as the parameters of a shadow are; random numbers are in any case.
+    """
     with (
         quiet(),
         all_ended(),
         torch.random.fork_rng(devices=[]),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
+        unwritten(shared),
     ):
         yield
 
@@ -40,7 +46,7 @@ def run_first(module: nn.Module, arguments: Arguments) -> None:
     """
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     copied = shadow(module)
-    with undisturbed():
+    with undisturbed(copied.parameters()):
         torch.default_generator.manual_seed(0)
         try:
             copied(*args, **kwargs)

@@ -114,3 +114,11 @@ def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]
 def count_parameters(tensors: Iterable[object]) -> int:
     """How many floating-point numbers tensors hold; what is no tensor is passed over."""
     return sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.is_floating_point())
+
+
+def memory(tensor: torch.Tensor) -> int:
+    """Where the elements of a tensor are; views of one tensor share it."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (NotImplementedError, RuntimeError):  # sparse, or of a subclass that has no storage
+        return id(tensor)

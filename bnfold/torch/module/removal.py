@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnfold.graph import AffineNode, Graph
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.capture.capture import Capture
-from bnfold.torch.capture.descend import memory
 from bnfold.torch.capture.hooks import is_watched
 from bnfold.torch.fx.higher_order import nested_graphs
 from bnfold.torch.fx.nodes import is_tuple_item, operator_name
+from bnfold.torch.fx.tensors import memory
 from bnfold.torch.lift.provenance import Scope, handle_of
 from bnfold.torch.module.module_calls import CallKey, Traces, handle
 from bnfold.torch.module.tensor_slots import Readers, Slots

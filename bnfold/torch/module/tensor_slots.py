@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from bnfold.torch.capture.capture import Piece
-from bnfold.torch.capture.descend import memory
 from bnfold.torch.fx.nodes import within
 from bnfold.torch.fx.readers import readers_by_name
+from bnfold.torch.fx.tensors import memory
 
 
 @dataclass(frozen=True, slots=True)

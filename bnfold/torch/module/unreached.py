@@ -7,7 +7,7 @@ from torch import nn
 from bnfold.graph import AffineNode, Graph, Kind
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.capture.capture import Capture
-from bnfold.torch.capture.descend import memory
+from bnfold.torch.fx.tensors import memory
 from bnfold.torch.module.module_calls import handle
 from bnfold.torch.module.plan_entries import is_batch_norm_module
 

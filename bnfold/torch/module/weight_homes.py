@@ -12,8 +12,8 @@ from bnfold.algebra.tensor import Tensor
 from bnfold.graph import Graph, MapNode
 from bnfold.reasons import Stop, StopCode
 from bnfold.torch.capture.capture import Capture
-from bnfold.torch.capture.descend import memory
 from bnfold.torch.capture.hooks import COMPUTES_WEIGHT
+from bnfold.torch.fx.tensors import memory
 from bnfold.torch.lift.constants import Constant
 from bnfold.torch.module.module_calls import Traces, handle
 from bnfold.torch.module.tensor_slots import Group, Readers, Slots

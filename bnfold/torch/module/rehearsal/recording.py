@@ -97,7 +97,7 @@ def record(
     """
     run = _Run(module, edited, parts, results)
     with ExitStack() as stack:
-        stack.enter_context(undisturbed())
+        stack.enter_context(undisturbed(module.parameters() if values is Values.REAL else ()))
         torch.default_generator.manual_seed(0)  # not torch.manual_seed, which reaches the generators of all devices
         match values:
             case Values.META:

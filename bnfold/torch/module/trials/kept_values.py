@@ -28,8 +28,9 @@ def nodes_of(program: ExportedProgram, arguments: Arguments, kept: Mapping[str, 
     """
     found: dict[str, list[str]] = {name: [] for name in kept}
     leaves = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), pytree.tree_leaves(arguments))
-    run = _Watching(program.module(), kept, found)
-    with undisturbed():
+    module = program.module()
+    run = _Watching(module, kept, found)
+    with undisturbed(module.parameters()):
         torch.default_generator.manual_seed(0)
         try:
             run.run(*leaves, enable_io_processing=False)

@@ -223,23 +223,21 @@ def is_kept(value: Tensor, found: Tensor | None) -> bool:
 
 def _run(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Tensor] | None:
     """The tensors that a module returns, each time that it is called; None if it fails."""
+    returned = _attempt(module, arguments, calls)
+    return None if isinstance(returned, Exception) else returned
+
+
+def _attempt(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Tensor] | Exception:
     found: list[Tensor] = []
-    for _ in range(calls):
-        returned = _attempt(module, arguments)
-        if isinstance(returned, Exception):
-            return None
-        found += returned
+    with undisturbed(module.parameters()):
+        for _ in range(calls):
+            args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+            torch.default_generator.manual_seed(0)
+            try:
+                found += [tensor.clone() for tensor in _numbers(module(*args, **kwargs))]  # a weight may be returned
+            except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
+                return error
     return found
-
-
-def _attempt(module: nn.Module, arguments: Arguments) -> list[Tensor] | Exception:
-    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
-    with undisturbed():
-        torch.default_generator.manual_seed(0)
-        try:
-            return [*_numbers(module(*args, **kwargs))]
-        except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
-            return error
 
 
 def _numbers(result: object) -> Iterator[Tensor]:

@@ -14,6 +14,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnfold.torch.fx.unwritten import written_arguments
+
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 _WIDE = {**dict.fromkeys(_NARROW, torch.float64), torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 _HEAVY = frozenset(
@@ -62,7 +64,7 @@ class Float64(_Mode):
     def _operation(self, func: Callable[..., object], args: _Arguments, kwargs: _Options) -> object:
         if func is _METADATA:
             return None  # an exported program insists on the dtypes that it was exported with
-        written = _written(func)
+        written = written_arguments(func)  # which must stay the tensors that they are
         wide_args = [value if place in written else _widen_all(value) for place, value in enumerate(args)]
         wide_kwargs = {name: value if name in written else _widen_all(value) for name, value in kwargs.items()}
         return func(*wide_args, **wide_kwargs)
@@ -123,15 +125,6 @@ class Placement(_Mode):
                 if name in _HEAVY:
                     self.heavy_elsewhere = self.heavy_elsewhere or f"{name} on {kind}"
         return result
-
-
-def _written(func: object) -> frozenset[int | str]:
-    """Places and names of the arguments that an operation writes into, which must stay the tensors that they are."""
-    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
-        return frozenset()
-    given = enumerate(func._schema.arguments)
-    written = [(place, one.name) for place, one in given if one.alias_info is not None and one.alias_info.is_write]
-    return frozenset(key for keys in written for key in keys)
 
 
 def _widen_all(value: object) -> object:

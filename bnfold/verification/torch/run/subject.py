@@ -18,6 +18,7 @@ from bnfold.errors import UnsupportedModelError, UsageError, VerificationError
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.kept_state import kept
 from bnfold.torch.capture.wrappers import refuse_unsupported, unwrap
+from bnfold.torch.fx.unwritten import unwritten
 from bnfold.verification.runtime.devices import Device
 from bnfold.verification.runtime.limits import run_here
 from bnfold.verification.torch.run.devices import first_line, settings
@@ -173,7 +174,7 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
         try:
-            with self._modes(), kept(self._module), warnings.catch_warnings():
+            with self._modes(), kept(self._module), unwritten(state.values()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what a model warns of is not about this comparison
                 return run_here(
                     lambda: functional_call(self._module, state, args, kwargs, tie_weights=True), self._limit_s

@@ -18,6 +18,7 @@ from bnfold.report.records import Site, Verdict
 from bnfold.text.progress import each
 from bnfold.torch.fx.function_transforms import all_ended, is_wrapped
 from bnfold.torch.fx.nodes import all_reads
+from bnfold.torch.fx.unwritten import unwritten
 from bnfold.verification.judging.sites import (
     TINY,
     NoBoundError,
@@ -75,7 +76,8 @@ def measure_sites(original: Subject, folded: Subject, device: Device, sample: Sa
         if pairing is None:
             return SitesOutcome(note="sites were not measured: the two do not take the same inputs")
         twins = _twins(first, second, pairing)
-        with settings(tf32=False), all_ended():
+        stored = [held for side in (first, second) for held in side.stored.values() if isinstance(held, torch.Tensor)]
+        with settings(tf32=False), all_ended(), unwritten(stored):
             measured = _run(first, twins, sample, torch.device(device.kind))
     except (NotTracedError, NotPairedError) as error:
         return SitesOutcome(note=f"sites were not measured, the outputs decide: {error}")
@@ -132,7 +134,7 @@ def _run(original: Traced, twins: list[_Twin], sample: Sample, device: torch.dev
     uses.update(node for twin in twins for node in twin.needs)
     values: dict[fx.Node, object] = dict(leaves_by_input(original, sample, device))
     values |= {node: moved(stored, device) for node, stored in original.stored.items()}
-    versions: dict[fx.Node, int] = {}
+    versions = {node: _version(stored) for node, stored in original.stored.items()}
     sites: list[Site] = []
     for node in each([*original.program.graph.nodes], "operation"):
         if node.op == "call_function":
@@ -140,7 +142,7 @@ def _run(original: Traced, twins: list[_Twin], sample: Sample, device: torch.dev
                 values[node] = call(node, values.__getitem__, device)
             except Exception as error:
                 raise NotTracedError(f"the program does not run at {node.name!r}: {first_line(error)}") from error
-        if node in values:
+        if node in values and node not in versions:
             versions[node] = _version(values[node])
         sites += [_measure(twin, values, versions, device) for twin in ready[node]]
         used = [*(set(all_reads(node)) if node.op == "call_function" else ())]
@@ -154,7 +156,9 @@ def _run(original: Traced, twins: list[_Twin], sample: Sample, device: torch.dev
 def _measure(
     twin: _Twin, values: Mapping[fx.Node, object], versions: Mapping[fx.Node, int], device: torch.device
 ) -> Site:
-    changed = [node.name for node in twin.needs if _version(values[node]) != versions[node]]
+    held = {node: twin.original.traced.stored[node] for node in twin.original.stored}
+    now = {**{node: values[node] for node in twin.needs}, **held}
+    changed = [node.name for node, value in now.items() if _version(value) != versions[node]]
     if changed:
         return replace(
             twin.site, reason=f"{changed[0]!r} is changed in place before all that it is compared with is known"

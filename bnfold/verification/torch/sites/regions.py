@@ -53,7 +53,7 @@ class Region:
     def roundoff(self) -> float:
         """The largest unit roundoff of what is computed or read."""
         values = [node.meta.get("val") for node in (*self.computing, *self.edges)]
-        values += [self.traced.stored[node] for node in self._stored()]
+        values += [self.traced.stored[node] for node in self.stored]
         dtypes = {str(value.dtype).removeprefix("torch.") for value in values if isinstance(value, torch.Tensor)}
         return max((ROUNDOFF.get(dtype, 0.0) for dtype in dtypes), default=0.0)
 
@@ -70,7 +70,7 @@ class Region:
 
         Args:
             given: The values of the edges; they are not changed.
-            device: Where the values are, and where stored tensors go.
+            device: Where the values are, and where stored tensors go; those are not changed either.
 
         Raises:
             NoBoundError: No rounding bound is known for one of the nodes.
@@ -79,8 +79,9 @@ class Region:
         writes = any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in self.nodes)
         operands = {node: Operand(_copied(value) if writes else value, None) for node, value in given.items()}
         operands = {node: Operand(one.value, edge_magnitude(one.value)) for node, one in operands.items()}
-        for node in self._stored():
-            operands[node] = _stored(self.traced.stored[node], device)
+        for node in self.stored:
+            held = self.traced.stored[node]
+            operands[node] = _stored(_copied(held) if writes else held, device)
         for node in self.nodes:
             operands[node] = self._step(node, operands, device)
         result, magnitude = operands[self.end].value, operands[self.end].magnitude
@@ -96,7 +97,9 @@ class Region:
             return Operand(result, edge_magnitude(result, is_constant=True), is_constant=True)
         return Operand(result, _magnitude(node, operands, result))
 
-    def _stored(self) -> list[fx.Node]:
+    @property
+    def stored(self) -> list[fx.Node]:
+        """The stored tensors that the nodes read."""
         read = dict.fromkeys(read for node in self.nodes for read in all_reads(node))
         return [node for node in read if node in self.traced.stored]
 
