@@ -1,10 +1,12 @@
 """Weights that are stored as integers: what a fold makes of them, number by number, and on onnxruntime unoptimised."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 from onnx_fold import Folded, batch_norm, fold, parse, random, run_unoptimised, scale_and_shift
@@ -538,3 +540,30 @@ def test_operators_that_compute_with_integers_have_their_reason(name: str) -> No
     assert f"backward: {name} '" in folded.plan.left[0].reason
     if name == "DequantizeLinear":
         assert folded.count("BatchNormalization") == 1, "a Conv in its place would be quantised by runtimes"
+
+
+def test_onnxruntime_rounds_a_float_bias_by_itself(tmp_path: Path) -> None:
+    """So a folded layer is a QLinearConv where the original is none, and its outputs are the same integers."""
+    scale = steps(4)
+    text = f"""agraph (float[2,3,8,8] x) => (float[2,4,6,6] y) {{
+      xq = QuantizeLinear (x, xs, xz) xd = DequantizeLinear (xq, xs, xz)
+      w = DequantizeLinear <axis = 0> (q, s, z) b = DequantizeLinear <axis = 0> (bq, bs, bz)
+      c = Conv (xd, w, b) n = {NORM} r = Relu (n) yq = QuantizeLinear (r, ys, yz) y = DequantizeLinear (yq, ys, yz)
+    }}"""
+    quantised = {
+        "q": CONV,
+        "s": scale,
+        "z": np.zeros(4, np.int8),
+        "bq": integers(4, dtype=np.int32, low=-999, high=999),
+    }
+    zeros = {"xz": np.uint8(128), "yz": np.uint8(0), "bz": np.zeros(4, np.int32)}
+    scales = {"xs": np.float32(0.02), "ys": np.float32(0.05), "bs": scale * np.float32(0.02)}
+    model = parse(text, opset=17, **quantised, **scales, **zeros, **single(batch_norm(4)))
+    folded = bnfold.fold(model).model
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    session = onnxruntime.InferenceSession(folded.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert "QLinearConv" in {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    images = np.random.default_rng(3).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    expected = run_unoptimised(model, {"x": images})
+    np.testing.assert_allclose(session.run(None, {"x": images})[0], expected, atol=0.051)
