@@ -178,10 +178,12 @@ class ModulePlanner:
         return None
 
     def _untried(self, planned: Planned) -> Iterator[str]:
-        """That no other sizes could be tried."""
+        """That no other sizes could be tried, or none with which the code takes another path."""
         if planned.folded is not None and not self._trials.calls:
             sizes = " or ".join(sizes_of(example) for example in self._examples)
             yield f"inputs are of {sizes}, for the module takes no other sizes that were tried"
+        for branch in self._trials.untried:
+            yield f"sizes are such that {branch.where} decides as it does for inputs of {sizes_of(branch.example)}"
 
     def _add(self, arguments: Arguments, dynamic_shapes: DynamicShapes | None, inputs: str) -> None:
         captured = self._capture(arguments, dynamic_shapes)

@@ -129,6 +129,60 @@ def test_what_holds_for_sizes_like_that_of_the_example_stays(
         assert distance(run(result.model, x), run(module, x)) < EXACT
 
 
+def high_images_of_512_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if x.shape[2] < 512 else y).relu()
+
+
+def batches_of_four_skip_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (self.bn(y) if x.shape[0] % 4 else y).relu()
+
+
+def one_area_skips_it(self: Layers, x: Tensor) -> Tensor:
+    y = self.first(x)
+    return (y if x.size(2) * x.size(3) == 8 * 100 else self.bn(y)).relu()
+
+
+@pytest.mark.parametrize(
+    ("code", "other"),
+    [
+        (high_images_of_512_skip_it, (1, 3, 520, 6)),
+        (batches_of_four_skip_it, (8, 3, 8, 8)),
+        (one_area_skips_it, (2, 3, 8, 100)),
+    ],
+)
+def test_the_code_is_asked_which_sizes_it_tells_apart(
+    code: Callable[[Layers, Tensor], Tensor], other: tuple[int, ...]
+) -> None:
+    module = trained(Layers(code))
+    for example in (inputs((2, 3, 8, 8)), {"x": inputs((2, 3, 8, 8))[0]}):
+        result = fold(module, example)
+        assert not folded_names(result)
+        x = inputs(other)
+        assert distance(run(result.model, x), run(module, x)) < EXACT
+
+
+def test_a_branch_of_sizes_that_are_too_large_to_try_is_assumed() -> None:
+    def huge_images_skip_it(self: Layers, x: Tensor) -> Tensor:
+        y = self.bn(self.first(x))
+        return y if x.shape[2] < 1 << 22 else y * 2
+
+    (assumed,) = fold(trained(Layers(huge_images_skip_it)), inputs((2, 3, 8, 8))).plan.assumptions
+    assert assumed.startswith("sizes are such that test_other_sizes.py:")
+    assert assumed.endswith(" decides as it does for inputs of 2x3x8x8")
+
+
+def test_sizes_that_the_code_refuses_are_no_branch() -> None:
+    def must_be_even(self: Layers, x: Tensor) -> Tensor:
+        assert x.shape[2] % 2 == 0
+        return self.bn(self.first(x))
+
+    plan = fold(trained(Layers(must_be_even)), inputs((2, 3, 8, 8))).plan
+    assert plan.folds
+    assert not plan.assumptions
+
+
 class Rows(nn.Module):
     """A convolution and a BN that one row goes without, whatever else is given."""
 

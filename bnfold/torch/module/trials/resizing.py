@@ -4,7 +4,7 @@ Values are those of the example, repeated or cut off. Which dimensions of an inp
 these are suggestions; what the module refuses is no size of its inputs.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -147,14 +147,35 @@ def _resized(
                 shape[axis] = size
         if batch is not None and count is not None and batch.is_of(tensor):
             shape[batch.axis] = count
-        for axis, size in enumerate(shape):
-            if 0 < tensor.shape[axis] != size:
-                positions = torch.arange(size, device=tensor.device) % tensor.shape[axis]
-                tensor = tensor.index_select(axis, positions)
-        return tensor
+        return _with_shape(tensor, shape)
 
     result: Arguments = pytree.tree_map_only(Tensor, resized, arguments)
     return result
+
+
+def with_sizes(arguments: Arguments, sizes: Mapping[tuple[int, int], int]) -> Arguments:
+    """A call in which axes of tensors have other sizes.
+
+    Args:
+        arguments: The call.
+        sizes: The size for each such axis, by the number of the tensor and that of the axis.
+    """
+    places = iter(range(len(_tensors(arguments))))
+
+    def resized(tensor: Tensor) -> Tensor:
+        place = next(places)
+        return _with_shape(tensor, [sizes.get((place, axis), size) for axis, size in enumerate(tensor.shape)])
+
+    result: Arguments = pytree.tree_map_only(Tensor, resized, arguments)
+    return result
+
+
+def _with_shape(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+    for axis, size in enumerate(shape):
+        if 0 < tensor.shape[axis] != size:
+            positions = torch.arange(size, device=tensor.device) % tensor.shape[axis]
+            tensor = tensor.index_select(axis, positions)
+    return tensor
 
 
 def _behind_channels(tensor: Tensor) -> Iterable[int]:

@@ -23,6 +23,7 @@ from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.kept_state import Remembered, kept_tensors
 from bnfold.torch.capture.returned_values import leaves
 from bnfold.torch.module.apply import Edits, apply_module
+from bnfold.torch.module.trials.branches import Branch, branches
 from bnfold.torch.module.trials.resizing import (
     Shapes,
     has_batch_of,
@@ -51,6 +52,9 @@ class Trials:
     Args:
         module: The module; copies of it are run.
         examples: What the fold is made for.
+
+    Attributes:
+        untried: Where the code asks for sizes, and no call was made up that gets another answer.
     """
 
     def __init__(self, module: nn.Module, examples: Iterable[Arguments]) -> None:
@@ -58,6 +62,7 @@ class Trials:
         self._examples = [*examples]
         self._calls: list[tuple[Arguments, list[Tensor]]] | None = None
         self._keeps = False
+        self.untried: list[Branch] = []
 
     def require_example(self) -> None:
         """Makes sure that the module runs at all: torch.export lets element types pass that do not fit.
@@ -81,6 +86,8 @@ class Trials:
             known = {shapes(example) for example in self._examples}
             for example in self._examples:
                 self._calls += self._accepted(example, known)
+            for example in self._examples:
+                self._calls += self._branched(example, known)
         return self._calls
 
     def differing(self, folded: nn.Module, edits: Edits) -> Arguments | None:
@@ -113,6 +120,20 @@ class Trials:
             found = self._first([call], known)
             if found is not None:
                 yield found
+
+    def _branched(self, example: Arguments, known: set[Shapes]) -> Iterator[tuple[Arguments, list[Tensor]]]:
+        """For each question about sizes that no call answers otherwise one that does, and that the module takes."""
+        tried = [*self._examples, *(arguments for arguments, _ in self._calls or ())]
+        for branch in branches(self._module, example):
+            if any(map(branch.is_left_by, tried)):
+                continue
+            others = branch.others()
+            found = self._first(others, known)
+            if found is not None:
+                tried.append(found[0])
+                yield found
+            elif not others:
+                self.untried.append(branch)
 
     def _first(self, calls: Iterable[Arguments], known: set[Shapes]) -> tuple[Arguments, list[Tensor]] | None:
         for arguments in calls:
