@@ -271,8 +271,12 @@ class Plan:
 
     def headline(self) -> str:
         """How many batch norms there are, and what becomes of them."""
-        affines = sum(fold.kind is Kind.AFFINE for fold in self.folds)
-        more = f", and {plural(affines, 'spelled-out affine')} folded" if affines else ""
+        counts = {
+            what: sum(entry.kind is Kind.AFFINE for entry in entries)
+            for what, entries in (("folded", self.folds), ("left", self.left))
+        }
+        affines = [f"{plural(count, 'spelled-out affine')} {what}" for what, count in counts.items() if count]
+        more = f", and {', '.join(affines)}" if affines else ""
         if self.batch_norms == 0:
             return f"no BatchNorm in this model{more or ', nothing to fold'}"
         total = plural(self.batch_norms, "BatchNorm")

@@ -55,6 +55,18 @@ def test_a_second_fold_changes_nothing_and_says_so(run, tmp_path):
     assert (tmp_path / "once.onnx").read_bytes() == (tmp_path / "twice.onnx").read_bytes()
 
 
+def test_spelled_out_affines_are_counted(run, tmp_path):
+    exported = SAMPLE.parents[1] / "tests" / "onnx" / "exported"
+    for name, words in (
+        ("keras_resnet_v2", "2 spelled-out affines left"),
+        ("keras_unet", "2 spelled-out affines can be folded"),
+    ):
+        _, out, _ = run("inspect", exported / f"{name}.onnx")
+        assert out.splitlines()[0].endswith(f": no BatchNorm in this model, and {words}")
+    _, out, _ = run("fold", exported / "keras_unet.onnx", "--out-dir", tmp_path, "--no-verify")
+    assert "; 0 BatchNorms, 0 left, 2 spelled-out affines folded (" in out
+
+
 def test_a_bn_that_stays_is_named_with_the_reason(run, tmp_path):
     model = conv_bn(tmp_path / "m.onnx", relu_before=True)
     code, out, _ = run("fold", model, "-o", tmp_path / "out.onnx")
