@@ -35,13 +35,19 @@ def begin(words: str) -> None:
         listener(words)
 
 
-def each(items: Sequence[_Item], kind: str) -> Iterator[_Item]:
-    """The items that a phase goes through; of more than one, the number of each is told when its turn comes."""
+def each(items: Sequence[_Item], kind: str, done: int = 0) -> Iterator[_Item]:
+    """The items that a phase goes through; of more than one, the number of each is told when its turn comes.
+
+    Args:
+        items: The items.
+        kind: What each is.
+        done: How many came before them.
+    """
     phase = _PHASE.get()
     try:
-        for number, item in enumerate(items, start=1):
-            if len(items) > 1:
-                begin(f"{phase}, {kind} {number} of {len(items)}")
+        for number, item in enumerate(items, start=1 + done):
+            if done + len(items) > 1:
+                begin(f"{phase}, {kind} {number} of {done + len(items)}")
             yield item
     finally:
         _PHASE.set(phase)
