@@ -9,8 +9,8 @@ import typer
 from .shared import options
 from .shared.compare import Verification
 from .shared.effects import INPUTS, note_unused
-from .shared.models import CodeOptions, kind_of
-from .shared.modules import build, hints_of_types, stdout_kept
+from .shared.models import CodeOptions, ModelKind, kind_of
+from .shared.modules import build, hints_of_types, import_torch, stdout_kept
 from .shared.progress import shown
 from .shared.terminal import say_blocks, say_json
 
@@ -85,4 +85,6 @@ def _plan(model: str, options_of_code: CodeOptions, call: Verification) -> "Plan
         with hints_of_types(code):
             return bnfold.inspect(code.module, code.call, dynamic_shapes=code.dynamic_shapes)
     options_of_code.require_unused(model)
+    if kind_of(model) is ModelKind.PROGRAM:
+        import_torch()
     return bnfold.inspect(Path(model))

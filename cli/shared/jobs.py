@@ -14,7 +14,7 @@ from bnfold.text.progress import begin
 
 from .compare import Verification, compare
 from .models import CodeOptions, ModelKind, kind_of
-from .modules import Code, build, hints_of_types, require_runs
+from .modules import Code, build, hints_of_types, import_torch, require_runs
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +96,7 @@ def fold_model(
         return _fold_code(model, options, build(model, code, verification), verification, stack)
     code.require_unused(model)
     if kind is ModelKind.PROGRAM:
+        import_torch()
         return _fold_program_file(Path(model), options, verification, stack)
     return _fold_onnx_file(Path(model), options, verification)
 

@@ -1,6 +1,7 @@
 """A model that is a module: `package.module:factory` or a pickle, its weights, and what it is called with."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
+from bnfold.extras import require
 
 from .models import CodeOptions, ModelKind, kind_of, parse_arguments, parse_dynamic
 from .terminal import tell
@@ -47,6 +49,26 @@ class Code:
     nbytes: int
 
 
+def import_torch() -> None:
+    """Imports torch, and puts off until then what would interrupt it: in its C++ code that aborts the process.
+
+    Raises:
+        DeviceError: It is not installed, or cannot be imported.
+    """
+    signals = (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    handlers = {number: handler for number in signals if callable(handler := signal.getsignal(number))}
+    received: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        require("torch", "a PyTorch model")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in received:
+        handlers[number](number, None)
+
+
 def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     """Builds a module and what it is called with.
 
@@ -65,6 +87,7 @@ def build(model: str, options: CodeOptions, inputs: "Verification") -> Code:
     arguments, axes = parse_arguments(options.arguments), parse_dynamic(options.dynamic)
     shapes, ranges = inputs.parsed_shapes(), inputs.parsed_ranges()
     data = inputs.loaded_inputs()
+    import_torch()
     from bnfold.torch.capture.wrappers import refuse_unsupported
     from bnfold.torch.file.examples import dynamic_shapes, make_example, name_axes
     from bnfold.torch.file.state_dict import load_weights

@@ -9,7 +9,7 @@ from bnfold.errors import UsageError
 
 from .compare import Verification
 from .models import CodeOptions, ModelKind, kind_of
-from .modules import Code, build
+from .modules import Code, build, import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ def pair_of(original: str, folded: str, code_options: CodeOptions, inputs: Verif
         code_options.require_unused(original)
         if kind_of(folded) is ModelKind.STATE:
             raise UsageError(f"{folded} is a state dict, which can only be compared with the code that it is for")
+        if ModelKind.ONNX not in (kind_of(original), kind_of(folded)):
+            import_torch()
         return ModelPair(Path(original), _other(folded, code_options), None)
     code = build(original, code_options, inputs)
     if kind_of(folded) is ModelKind.STATE:

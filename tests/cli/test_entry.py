@@ -2,13 +2,14 @@
 
 import io
 import re
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 from bnfold.cli.main import app
-from bnfold.cli.shared import progress
+from bnfold.cli.shared import modules, progress
 from onnx_files import conv_bn
 from typer.testing import CliRunner
 
@@ -167,6 +168,21 @@ def test_a_setting_that_is_wrong(run, folder, text, says):
     assert says in err
     assert err.count("\n") == 1
     assert not (folder / "o.onnx").exists()
+
+
+def test_an_interruption_waits_until_torch_is_imported(monkeypatch):
+    done = []
+
+    def importing(*_):
+        signal.raise_signal(signal.SIGINT)
+        done.append("torch")
+
+    monkeypatch.setattr(modules, "require", importing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        modules.import_torch()
+    assert done == ["torch"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class Terminal(io.StringIO):
