@@ -55,7 +55,7 @@ class _Line:
         with self._lock:
             self._words = words
             if self._display is not None:
-                self._display.update(self._display.task_ids[0], description=words)
+                self._display.update(self._display.task_ids[0], description=_cut(words, self._display.console.width))
 
     def write(self, text: str) -> int:
         """Prints to the terminal: above the line, if it is there, and then each line of the text once it is whole."""
@@ -79,23 +79,33 @@ class _Line:
         from rich.console import Console
         from rich.progress import Progress as Display
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.table import Column
 
         with self._lock:
-            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-            words = TextColumn("{task.description}", markup=False, table_column=rest)
+            console = Console(file=self._terminal)
             self._display = Display(
-                *(SpinnerColumn(), TimeElapsedColumn(), words),
-                console=Console(file=self._terminal),
+                *(SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False)),
+                console=console,
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
-                expand=True,
                 get_time=time.monotonic,
             )
-            self._display.add_task(self._words, start=False)
+            self._display.add_task(_cut(self._words, console.width), start=False)
             self._display.tasks[0].start_time = self._since
             self._display.start()
+
+
+def _cut(words: str, width: int) -> str:
+    """Words that fit on a line of some width, beside the rest of it and what a terminal echoes of Ctrl-C.
+
+    Of such as "running the original, sample 1 of 4" the count stays.
+    """
+    room = max(1, width - len("* 0:00:00 ^C"))
+    if len(words) <= room:
+        return words
+    count = words[words.rfind(",") :] if "," in words else ""
+    end = f"…{count}"
+    return f"{words[: room - len(end)]}{end}" if len(end) < room else f"{words[: room - 1]}…"
 
 
 class _Above:
