@@ -131,6 +131,10 @@ class ModulePlanner:
         if self._known is not None:
             return self._planned(self._known.stop)
         planned = self._planned()
+        later = None if planned.folded is None else self._trials.later
+        if later is not None:
+            reason = f"the model returns {later}, which computes only when it is asked, and cannot be compared"
+            return self._planned(Stop(StopCode.NOT_CAPTURED, reason))
         added: list[Arguments] = []
         while planned.folded is not None:
             differing = self._trials.differing(planned.folded, planned.edits)

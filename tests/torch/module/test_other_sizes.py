@@ -1,6 +1,7 @@
 """Modules whose code does something else with another batch or image size than with the example."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -181,6 +182,45 @@ def test_sizes_that_the_code_refuses_are_no_branch() -> None:
     plan = fold(trained(Layers(must_be_even)), inputs((2, 3, 8, 8))).plan
     assert plan.folds
     assert not plan.assumptions
+
+
+class Part(nn.Module):
+    """A convolution, and a BN that one row goes without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) if len(x) > 1 else y
+
+
+class Around(nn.Module):
+    """Returns what a function makes of a part and an input."""
+
+    def __init__(self, code: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.part, self.code = Part(), code
+
+    def forward(self, x: Tensor) -> object:
+        return self.code(self.part, x)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        (lambda part, x: (y for y in [part(x)]), "a generator"),
+        (lambda part, x: {"one": map(torch.relu, [part(x)])}, "a map"),
+        (lambda part, x: partial(torch.relu, part(x)), "a partial"),
+        (lambda part, x: [part(x).relu], "a builtin_function_or_method"),
+    ],
+)
+def test_results_that_compute_later_keep_everything(code: Callable[[nn.Module, Tensor], object], what: str) -> None:
+    plan = bnfold.inspect(trained(Around(code)), inputs((2, 3, 8, 8)))
+    assert not plan.folds
+    assert plan.left[0].code is StopCode.NOT_CAPTURED
+    assert f"the model returns {what}, which computes only when it is asked" in plan.left[0].reason
 
 
 class Rows(nn.Module):

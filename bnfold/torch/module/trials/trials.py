@@ -46,6 +46,10 @@ _ABOVE_NOISE = 16
 """By how many times a size has to differ more than the example does, or than units of rounding."""
 
 
+class _Later(Exception):  # noqa: N818 - not an error of the module
+    """A module returns what computes only when it is asked, so that nothing can be compared."""
+
+
 class Trials:
     """Tries folds of one module with other sizes.
 
@@ -74,9 +78,17 @@ class Trials:
             return
         for example in self._examples:
             returned = _attempt(shadow(self._module), example)
-            if isinstance(returned, Exception):
+            if isinstance(returned, Exception) and not isinstance(returned, _Later):
                 message = f"{type(self._module).__name__} fails with the example inputs: {first_line(returned)}"
                 raise UsageError(message) from returned
+
+    @property
+    def later(self) -> str | None:
+        """What the module returns that computes only when it is asked, such as "a generator"; None if nothing is."""
+        if self.calls:
+            return None
+        returned = (_attempt(shadow(self._module), example) for example in self._examples)
+        return next((str(what) for what in returned if isinstance(what, _Later)), None)
 
     @property
     def calls(self) -> list[tuple[Arguments, list[Tensor]]]:
@@ -262,7 +274,11 @@ def _attempt(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Te
 
 
 def _numbers(result: object) -> Iterator[Tensor]:
-    """The tensors that are in a result, and arrays and numbers as tensors."""
+    """The tensors that are in a result, and arrays and numbers as tensors.
+
+    Raises:
+        _Later: Something in it has yet to be computed.
+    """
     for leaf in leaves(result):
         match leaf:
             case Tensor():
@@ -271,6 +287,8 @@ def _numbers(result: object) -> Iterator[Tensor]:
                 yield torch.as_tensor(leaf, dtype=torch.float64 if isinstance(leaf, float) else None)
             case np.ndarray() | np.generic() if leaf.dtype.kind in "biufc":
                 yield torch.as_tensor(leaf)
+            case _ if isinstance(leaf, Iterator) or (callable(leaf) and not isinstance(leaf, type)):
+                raise _Later(f"a {type(leaf).__name__}")
             case _:
                 pass
 
