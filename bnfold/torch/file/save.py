@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.export import ExportedProgram
 
-from bnfold.errors import BnfoldError, OutputError
+from bnfold.errors import BnfoldError, OutputError, UnsafeModelError, UnsupportedModelError
 from bnfold.extras import require
 from bnfold.system.source_file import reason_of
 from bnfold.system.staging import Written, private_folder, replace_file, require_not_source, require_writable
@@ -128,7 +128,7 @@ def stage_program(
 
         return stage_onnx(program, destination, force=force)
     if suffix == ".pt2":
-        return _staged(destination, lambda target: _write_program(program, target), _check_program)
+        return _staged(destination, lambda target: _write_program(program, target, destination), _check_program)
     return _stage_state(dict(program.state_dict), destination, {})
 
 
@@ -176,11 +176,19 @@ def _write_safetensors(tensors: dict[str, torch.Tensor], target: Path, metadata:
     target.chmod(mode)  # safetensors makes files that only their owner can read
 
 
-def _write_program(program: ExportedProgram, target: Path) -> None:
+def _write_program(program: ExportedProgram, target: Path, destination: Path) -> None:
     require_none_of((str,), program, "a .pt2 file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(program, target)
+    try:
+        with target.open("rb") as file:
+            check_archive(file, destination)
+    except UnsafeModelError as error:
+        message = f"this model cannot be written as a .pt2 file that is safe to read: {error}"
+        raise UnsupportedModelError(
+            message, hint="Fold the module, and write the state dict as .safetensors."
+        ) from error
 
 
 def _check_program(path: Path) -> None:

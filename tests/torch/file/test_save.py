@@ -88,6 +88,18 @@ def test_a_program_as_onnx(tmp_path, program):
     assert names(tmp_path) == ["m.onnx"]
 
 
+def test_a_program_that_calls_more_than_operators_is_refused_by_name(tmp_path):
+    class Mapped(nn.Module):
+        def forward(self, x):
+            return torch.vmap(torch.relu)(x)
+
+    path = tmp_path / "mapped.pt2"
+    with pytest.raises(UnsupportedModelError, match="cannot be written as a") as caught:
+        write(stage_program(torch.export.export(Mapped(), (torch.ones(2, 3),)), path))
+    assert f"{path} would call 'torch._functorch" in str(caught.value)
+    assert names(tmp_path) == []
+
+
 def test_what_torch_onnx_cannot_do_is_said(tmp_path):
     class Odd(nn.Module):
         def forward(self, x):
