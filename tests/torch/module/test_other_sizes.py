@@ -11,6 +11,7 @@ from torch_modules import EXACT, codes, distance, fold, folded_names, inputs, is
 
 import bnfold
 from bnfold.reasons import StopCode
+from bnfold.torch.module.trials.questions import branches_on_sizes
 from bnfold.torch.module.trials.resizing import larger, other_batch, other_places, shapes, smaller, wider
 from bnfold.torch.module.trials.trials import Trials
 
@@ -405,3 +406,35 @@ def test_values_that_are_not_finite() -> None:
 
     for code in (nowhere_finite, divides_or_not):
         assert folded_names(bnfold.fold(trained(Layers(code)), inputs((2, 3, 8, 8)))) == ["bn"]
+
+
+QUESTIONS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], bool]] = {
+    "none": (lambda net, x: net.norm(net.conv(x)), False),
+    "a number of its own": (lambda net, x: net.norm(net.conv(x)) if x.dim() == 4 else x, False),
+    "what it takes": (lambda net, x: net.norm(net.conv(x)) if x.shape[1] == 3 else refuse(), False),
+    "a threshold": (lambda net, x: net.conv(x) if x.shape[2] < 512 else net.norm(net.conv(x)), True),
+    "a divisor": (lambda net, x: net.conv(x) if x.size(0) % 4 else net.norm(net.conv(x)), True),
+    "an area": (lambda net, x: net.conv(x) if 2 * x.shape[2] * x.shape[3] > 99 else net.norm(net.conv(x)), True),
+    "what it computes": (lambda net, x: net.norm(h) if (h := net.conv(x)).shape[-1] > 1 else h, True),
+    "a length": (lambda net, x: net.conv(x) if len(x) > 7 else net.norm(net.conv(x)), True),
+}
+"""What code asks about sizes, and whether that is a branch."""
+
+
+def refuse() -> Tensor:
+    raise ValueError("not that many channels")
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_is_a_branch_where_the_other_answer_goes_on(name: str) -> None:
+    code, expected = QUESTIONS[name]
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return code(self, x)
+
+    assert branches_on_sizes(Asking().eval(), ((torch.rand(2, 3, 8, 8),), {})) is expected

@@ -4,7 +4,7 @@ Code is run without values and with sizes that may vary, for which torch writes 
 to be: for `if x.shape[2] < 512` that is `s0 < 512`. What torch asks by itself is no branch of the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments
+from bnfold.torch.module.trials.questions import branches_on_sizes
 from bnfold.torch.module.trials.resizing import shapes, with_sizes
 
 _LARGEST = 1 << 20
@@ -34,7 +34,6 @@ _MOST_SIZES = 4
 """How many sizes are suggested for each question; the module may refuse some."""
 
 _TORCH = Path(torch.__file__).parent
-_READ_SIZES = (Tensor.shape.__get__, Tensor.size, Tensor.__len__, Tensor.numel)  # type: ignore[attr-defined]
 
 _Axis = tuple[int, int]
 """A tensor among the inputs, and one of its axes."""
@@ -92,7 +91,7 @@ def branches(module: nn.Module, example: Arguments) -> list[Branch]:
         module: The module; copies of it are run.
         example: What it is called with.
     """
-    if not _reads_sizes(module, example):
+    if not branches_on_sizes(module, example):
         return []
     environment, axes = ShapeEnv(duck_shape=False), dict[sympy.Symbol, list[_Axis]]()
     mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
@@ -119,41 +118,3 @@ def branches(module: nn.Module, example: Arguments) -> list[Branch]:
         if isinstance(frame, FrameSummary) and not Path(frame.filename).is_relative_to(_TORCH)
         if (read := needs.free_symbols) and read <= axes.keys()
     ]
-
-
-class _SizeRead(Exception):  # noqa: N818 - ends a run
-    """The code of a module reads a size."""
-
-
-def _reads_sizes(module: nn.Module, example: Arguments) -> bool:
-    copied = shadow(module)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example)
-    watch = _SizeReads()
-    with undisturbed(copied.parameters()):
-        torch.default_generator.manual_seed(0)
-        try:
-            with watch:
-                copied(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever the code of the module raises
-            return watch.found
-    return watch.found
-
-
-class _SizeReads(TorchFunctionMode):
-    """Ends a run where a size is read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        if func in _READ_SIZES:
-            self.found = True
-            raise _SizeRead
-        return func(*args, **(kwargs or {}))
