@@ -52,7 +52,7 @@ def spelled_out_stop(
     readers = [*_readers(tensors, node.outputs[0])]
     if affine.varying_axes == 0:
         # A lone number may scale an attention, or be a piece of an activation: only its neighbours take it.
-        producer = _producer(tensors, node.inputs[0])
+        producer = tensors.origin(node.inputs[0]).producer
         right_before = isinstance(producer, MapNode) or producer in affines
         right_behind = all(isinstance(reader, MapNode) or _is_batch_norm(reader, affines) for reader in readers)
         if not (right_behind if forward else right_before):
@@ -67,14 +67,6 @@ def spelled_out_stop(
     if any(isinstance(reader, OpNode) and is_normalisation(tensors, reader) for reader in readers):
         return Stop(StopCode.NO_RULE, "it is part of a normalisation")
     return None
-
-
-def _producer(tensors: Tensors, value: Value) -> Node | None:
-    """What computes a value, before all that pass it on as it is."""
-    producer = tensors.root(value).producer
-    while isinstance(producer, OpNode) and producer.op is Op.IDENTITY:
-        producer = tensors.root(producer.inputs[0]).producer
-    return producer
 
 
 def _readers(tensors: Tensors, value: Value) -> Iterator[Node]:
@@ -117,7 +109,7 @@ def is_normalisation(tensors: Tensors, node: OpNode) -> bool:
 
 def ends_activation(tensors: Tensors, node: AffineNode, affine: Affine) -> bool:
     """Whether an affine is the number that an activation ends in."""
-    product = _producer(tensors, node.inputs[0])
+    product = tensors.origin(node.inputs[0]).producer
     if not node.may_end_activation or affine.shift.any() or not isinstance(product, OpNode):
         return False
     functions = {name for factor, names in _FACTORS.items() if _is_close(affine, factor) for name in names}

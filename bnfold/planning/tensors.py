@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import MapNode, Node, Reading, Value
+from bnfold.graph import MapNode, Node, Op, OpNode, Reading, Value
 
 
 class Tensors:
@@ -27,6 +27,13 @@ class Tensors:
             root = self._parents[root]
         while value is not root:
             self._parents[value], value = root, self._parents[value]
+        return root
+
+    def origin(self, value: Value) -> Value:
+        """The first tensor that holds the elements of a value, before all nodes that pass them on as they are."""
+        root = self.root(value)
+        while isinstance(root.producer, OpNode) and root.producer.op is Op.IDENTITY:
+            root = self.root(root.producer.inputs[0])
         return root
 
     def uses(self, root: Value) -> Counter[Node]:

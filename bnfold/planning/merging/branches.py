@@ -58,7 +58,7 @@ class Branches:
         Returns:
             What it is of each value before it, the leaf itself first.
         """
-        terms = [Term(leaf, self._origin(leaf.value), self._idle(leaf), None)]
+        terms = [Term(leaf, self._tensors.origin(leaf.value), self._idle(leaf), None)]
         value = leaf.value
         reader: Node = leaf.node
         path: tuple[Node, ...] = ()
@@ -73,7 +73,7 @@ class Branches:
             stop = seen_by_others(self._tensors, root, reader)
             if stop is not None:
                 if not is_identity(producer):
-                    blocked.setdefault(self._origin(producer.inputs[0]), stop)
+                    blocked.setdefault(self._tensors.origin(producer.inputs[0]), stop)
                 return terms
             value, reader, path = producer.inputs[0], producer, (producer, *path)
             if is_identity(producer):
@@ -82,14 +82,14 @@ class Branches:
                 if affine is not None:
                     return terms
                 affine = self._affines[producer]
-                terms.append(Term(leaf, self._origin(value), path, affine))
+                terms.append(Term(leaf, self._tensors.origin(value), path, affine))
                 continue
             length += 1
             step = self.kernel(producer, kernel)
             if step is None:
                 if not isinstance(producer, AffineNode):
                     reason = f"the padding of {producer.op_type} '{producer.name}' depends on the size of its input"
-                    blocked.setdefault(self._origin(value), Stop(StopCode.PADDING, reason))
+                    blocked.setdefault(self._tensors.origin(value), Stop(StopCode.PADDING, reason))
                 return terms
             if affine is not None:  # behind a pool that counts zeros, or it would have been absorbed
                 kernel, affine = of_affine(affine, step), None
@@ -99,7 +99,7 @@ class Branches:
             if isinstance(joined, Stop):
                 return terms
             kernel = joined
-            terms.append(Term(leaf, self._origin(value), path, kernel))
+            terms.append(Term(leaf, self._tensors.origin(value), path, kernel))
         return terms
 
     def _takes_part(self, node: Node) -> bool:
@@ -116,13 +116,6 @@ class Branches:
         if along is None or along.window is None or not isinstance(channels, int):
             return None
         return of_pool(along.kernel, along.window, channels)
-
-    def _origin(self, value: Value) -> Value:
-        """The first tensor that holds these elements."""
-        root = self._tensors.root(value)
-        while root.producer is not None and is_identity(root.producer):
-            root = self._tensors.root(root.producer.inputs[0])
-        return root
 
     def _idle(self, leaf: Leaf) -> tuple[Node, ...]:
         """The identities that nobody would read without the sum."""
