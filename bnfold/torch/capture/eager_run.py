@@ -1,7 +1,7 @@
 """Running modules on their own code, without gradients, and following which of them is called when."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -44,14 +44,16 @@ def run_first(module: nn.Module, arguments: Arguments) -> None:
         module: The module.
         arguments: What it is called with.
     """
-    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
     copied = shadow(module)
-    with undisturbed(copied.parameters()):
-        torch.default_generator.manual_seed(0)
-        try:
-            copied(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever the code of the module raises
-            return
+    with undisturbed(copied.parameters()), suppress(Exception):  # whatever the code of the module raises
+        called(copied, arguments)
+
+
+def called(module: nn.Module, arguments: Arguments) -> object:
+    """What a module returns for copies of some arguments, with the same random numbers each time."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+    torch.default_generator.manual_seed(0)
+    return module(*args, **kwargs)
 
 
 @contextmanager

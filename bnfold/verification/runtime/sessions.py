@@ -35,9 +35,7 @@ _PROVIDER_OPTIONS = {
     TENSORRT_PROVIDER: {"trt_fp16_enable": "0", "trt_int8_enable": "0"},
 }
 _HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-_OF_NUMPY = (
-    1  # what dtype.isbuiltin says of NumPy's own types, which are the only ones that onnxruntime knows by itself
-)
+_OF_NUMPY = 1  # what dtype.isbuiltin says of NumPy's own types, the only ones that onnxruntime knows by itself
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16
 _UNKNOWN_TO_NUMPY = frozenset(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch_modules import EXACT, codes, distance, fold, folded_names, inputs, is
 
 import bnfold
 from bnfold.reasons import StopCode
-from bnfold.torch.module.trials.questions import branches_on_sizes
+from bnfold.torch.module.trials.questions import branches_on_sizes, is_of_torch
 from bnfold.torch.module.trials.resizing import larger, other_batch, other_places, shapes, smaller, wider
 from bnfold.torch.module.trials.trials import Trials
 
@@ -438,3 +439,9 @@ def test_a_question_is_a_branch_where_the_other_answer_goes_on(name: str) -> Non
             return code(self, x)
 
     assert branches_on_sizes(Asking().eval(), ((torch.rand(2, 3, 8, 8),), {})) is expected
+
+
+def test_a_package_beside_torch_is_not_torch() -> None:
+    folder = Path(torch.__file__).parent
+    assert is_of_torch(str(folder / "nn" / "functional.py"))
+    assert not is_of_torch(str(folder.with_name("torchvision") / "models" / "detection.py"))

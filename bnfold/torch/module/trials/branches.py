@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments
-from bnfold.torch.module.trials.questions import branches_on_sizes
+from bnfold.torch.module.trials.questions import branches_on_sizes, is_of_torch
 from bnfold.torch.module.trials.resizing import shapes, with_sizes
 
 _LARGEST = 1 << 20
@@ -32,8 +32,6 @@ _SMALL = 64
 
 _MOST_SIZES = 4
 """How many sizes are suggested for each question; the module may refuse some."""
-
-_TORCH = Path(torch.__file__).parent
 
 _Axis = tuple[int, int]
 """A tensor among the inputs, and one of its axes."""
@@ -115,6 +113,6 @@ def branches(module: nn.Module, example: Arguments) -> list[Branch]:
     return [
         Branch(f"{Path(frame.filename).name}:{frame.lineno}", example, needs, {size: axes[size] for size in read})
         for needs, frame in asked
-        if isinstance(frame, FrameSummary) and not Path(frame.filename).is_relative_to(_TORCH)
+        if isinstance(frame, FrameSummary) and not is_of_torch(frame.filename)
         if (read := needs.free_symbols) and read <= axes.keys()
     ]

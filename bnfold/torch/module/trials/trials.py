@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
 from bnfold.torch.capture.copying import copy_with, shadow
-from bnfold.torch.capture.eager_run import undisturbed
+from bnfold.torch.capture.eager_run import called, undisturbed
 from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.kept_state import Remembered, kept_tensors
 from bnfold.torch.capture.returned_values import leaves
@@ -264,10 +264,8 @@ def _attempt(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Te
     found: list[Tensor] = []
     with undisturbed(module.parameters()):
         for _ in range(calls):
-            args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
-            torch.default_generator.manual_seed(0)
             try:
-                found += [tensor.clone() for tensor in _numbers(module(*args, **kwargs))]  # a weight may be returned
+                found += [tensor.clone() for tensor in _numbers(called(module, arguments))]  # a weight may be returned
             except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
                 return error
     return found
