@@ -1,5 +1,6 @@
 """`bnfold bench`: which of two models is faster, and by how much."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -75,9 +76,9 @@ def bench(
     with shown(quiet=False), stdout_kept():
         pair = pair_of(original, folded, CodeOptions(weights, kwargs, (), trust_pickle), given)
         names = names_of(pair, mapping or ())
-    with stdout_kept():
+        told = None if sys.stderr.isatty() else tell
         timing = timing_of(
-            pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds, progress=tell
+            pair, given, names, batch=_batch_sizes(batch), threads=threads, seconds=seconds, progress=told
         )
     if timing.setting.used != "cpu":
         note_unused(context, {"--threads": "it is about the CPU, and both ran on the GPU"})

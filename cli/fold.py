@@ -1,6 +1,5 @@
 """`bnfold fold`: fold, write beside the destination, verify what was written, and only then put it in place."""
 
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -160,9 +159,8 @@ def fold(
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)
             done = carry_out(job, output, terms, started)
-    report, written = done.report, done.written
-    told = tell if sys.stderr.isatty() and not quiet else None
-    timing = timing_of_fold(model, cast(Path, output), code, verification, told) if bench and written else None
+        report, written = done.report, done.written
+        timing = timing_of_fold(model, cast(Path, output), code, verification) if bench and written else None
     if not quiet:
         verifies = not (dry_run or no_verify)
         unused = {} if written else {"--bench": "nothing was written"}

@@ -116,7 +116,7 @@ class FileOutcome:
         assert self.report is not None  # one of the two is always there
         verdict = f"{self.report.verdict}: {self.report.reason}" if self.report.reason else self.report.verdict.value
         left = sum(entry.batch_norms for entry in self.report.left)
-        affines = sum(entry.kind == "affine" for entry in self.report.folds)
+        affines = self.report.affines_folded
         more = f", {plural(affines, 'spelled-out affine')} folded" if affines else ""
         return f"{verdict}; {plural(left + self.report.batch_norms_folded, 'BatchNorm')}, {left} left{more}"
 

@@ -15,6 +15,7 @@ from bnfold.latency.pair import Pair
 from bnfold.latency.result import Comparison, Timing
 from bnfold.latency.timing import interleave
 from bnfold.model_kind import is_torch
+from bnfold.text.progress import begin
 from bnfold.verification.inputs.feeds import FeedRequest
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.runtime.devices import DeviceRequest, parse_device
@@ -89,15 +90,18 @@ def benchmark(
         )
     if names and is_torch(original):
         raise UsageError("names are for ONNX models", hint="Let both return the same structure.")
+    begin("loading both models")
     pair, labels = (_torch_pair if is_torch(original) else _onnx_pair)(
         original, folded, request, threads, inputs, seed, shapes, value_ranges, names or {}
     )
     comparisons = []
     with pair.running():
         for size in tuple(batch) or (None,):
+            what = "both models" if size is None else f"both models with batch {size}"
+            words = f"measuring {what} for {2 * seconds:g} s"
+            begin(words)
             if progress is not None:
-                what = "both models" if size is None else f"both models with batch {size}"
-                progress(f"measuring {what} for {2 * seconds:g} s")
+                progress(words)
             comparisons.append(_compare(pair, size, seconds))
     return Timing(*labels, pair.setting, seed, seconds, tuple(comparisons))
 

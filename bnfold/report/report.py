@@ -93,6 +93,11 @@ class Report:
         """How many BatchNorms are gone, into weights around them or into merged branches."""
         return sum(entry.batch_norms for entry in self.folds) + sum(merge.batch_norms for merge in self.merges)
 
+    @property
+    def affines_folded(self) -> int:
+        """How many folds are of an affine that is spelled out in other operators."""
+        return sum(entry.kind == "affine" for entry in self.folds)
+
     def to_dict(self) -> dict[str, JsonValue]:
         """The report under schema "bnfold.report/1"; every number is finite."""
         return {

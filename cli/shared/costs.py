@@ -31,16 +31,14 @@ def with_costs(report: "Report", timing: "Timing | None") -> "Report":
     return replace(report, costs_before=_counted(before), costs_after=_counted(after))
 
 
-def timing_of_fold(
-    model: str, output: Path, code: CodeOptions, given: Verification, progress: "Progress | None"
-) -> "Timing | None":
+def timing_of_fold(model: str, output: Path, code: CodeOptions, given: Verification) -> "Timing | None":
     """How long the original and what was written take; None, with a note, where that cannot be measured."""
     if Path(model).resolve() == output.resolve():
         tell("note: the latency was not measured: the original is not there any more")
         return None
     try:
         with stdout_kept():
-            return timing_of(pair_of(model, str(output), code, given), given, progress=progress)
+            return timing_of(pair_of(model, str(output), code, given), given)
     except BnfoldError as error:
         tell(f"note: the latency was not measured: {error}")
         return None

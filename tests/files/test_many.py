@@ -16,6 +16,7 @@ from bnfold.files import kept as kept_module
 from bnfold.files.kept import report_beside
 
 FAST = {"device": "cpu", "samples": 1}
+EXPORTED = Path(__file__).parents[1] / "onnx" / "exported"
 
 
 @pytest.fixture
@@ -136,9 +137,15 @@ def test_a_page_lists_all_and_links_to_a_page_for_each(folder):
     ]
     bnfold.fold_files("in", "out", recursive=True, resume=True, page="report.md", **FAST)
     lines = Path("report.md").read_text(encoding="utf-8").splitlines()
+    assert "2 → 0 | " in next(line for line in lines if "b.onnx" in line)
     assert lines[2].startswith("1 failed, 0 folded, 3 as they were before; 6 BatchNorms in them, 0 left.")
     assert sum(line.startswith("| [<code>") for line in lines) == 3
     assert Path("report/sub/c.onnx.md").read_text(encoding="utf-8").startswith("## bnfold: pass")
+
+
+def test_a_page_counts_the_affines_that_were_spelled_out(folder):
+    bnfold.fold_files(EXPORTED / "keras_unet.onnx", "out", page="report.md", verify=False)
+    assert "0 → 0, 2 spelled-out affines folded | " in Path("report.md").read_text(encoding="utf-8")
 
 
 def children():
