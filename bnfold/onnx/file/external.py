@@ -4,7 +4,8 @@ ONNX lets a tensor name a file beside the model (https://onnx.ai/onnx/repo-docs/
 comes from the model, which is not trusted: it may only lead to regular files in the model's own folder.
 """
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from itertools import accumulate
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import onnx
 
@@ -88,5 +89,9 @@ class ExternalFiles:
 
 def leads_out(location: str) -> bool:
     """Whether the name of a data file leads out of the folder that it is in; on any system, for a model travels."""
-    flavours = (PurePosixPath(location), PureWindowsPath(location))
-    return any(flavour.anchor or ".." in flavour.parts for flavour in flavours)
+    return any(_climbs(flavour) for flavour in (PurePosixPath(location), PureWindowsPath(location)))
+
+
+def _climbs(path: PurePath) -> bool:
+    depths = accumulate(-1 if part == ".." else 1 for part in path.parts)
+    return bool(path.anchor) or min(depths, default=0) < 0

@@ -461,11 +461,25 @@ def test_external_data_in_a_folder_below(folder: Path) -> None:
     assert load(pointing(folder, location="sub/data", offset="0", length=str(NBYTES))).has_external_data
 
 
+@pytest.mark.parametrize("location", ["sub/../data", "./sub/.././data"])
+def test_external_data_down_and_up_again(folder: Path, location: str) -> None:
+    (folder / "sub").mkdir()
+    assert load(pointing(folder, location=location)).has_external_data
+    (folder / "sub").rmdir()
+    (folder / "sub").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere").mkdir()
+    (folder / "data").rename(folder.parent / "data")
+    with pytest.raises(UnsafeModelError, match="link"):
+        load(pointing(folder, location=location))
+
+
 @pytest.mark.parametrize(
     "location",
     [
         "../secret",
         "sub/../../secret",
+        "sub/../../sub/data",
+        "sub\\..\\..\\secret",
         "{secret}",
         "..",
         "..\\secret",
