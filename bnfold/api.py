@@ -210,8 +210,11 @@ def _fold(
             lambda: module.module,
             lambda path, force: stage_module(module.module, path, force=force, metadata=metadata),
             lambda: checking.module(model, example_inputs, dynamic_shapes, module, skip, only, inplace=inplace),
-            lambda result, options: checking.verified(
-                None if inplace else model, result, {"example_inputs": split_examples(example_inputs)[0], **options}
+            lambda result, check, options: checking.verified(
+                None if inplace else model,
+                result,
+                check,
+                {"example_inputs": split_examples(example_inputs)[0], **options},
             ),
         )
     if example_inputs is not None or dynamic_shapes is not None or inplace:
@@ -233,7 +236,7 @@ def _fold(
             lambda: program.program,
             lambda path, force: stage_program(program.program, path, source, force=force),
             lambda: checking.program(exported, program, skip, only, form, merge=merge),
-            lambda result, options: checking.verified(exported, result, options),
+            lambda result, check, options: checking.verified(exported, result, check, options),
         )
     from bnfold.onnx.file.save import stage
     from bnfold.onnx.fold import FoldOptions, fold_onnx
@@ -249,7 +252,7 @@ def _fold(
         lambda: _like(model, folded.model),
         lambda path, force: stage(folded.model, path, force=force),
         lambda: checking.onnx(opened, folded, options),
-        lambda result, options: checking.verified(model, result, options),
+        lambda result, check, options: checking.verified(model, result, check, options),
     )
 
 

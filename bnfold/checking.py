@@ -1,7 +1,7 @@
 """The gates as `api` calls them, each imported when it is needed: `import bnfold` stays light."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
 
 from bnfold.errors import UsageError
 
@@ -67,12 +67,13 @@ def no_original() -> UsageError:
     return UsageError(message, hint="Fold a copy, with inplace=False.")
 
 
-def verified(original: object, folded: object, options: Mapping[str, object]) -> "Report":
-    """What `bnfold.verify` finds; without an original nothing."""
+def verified(original: object, folded: object, check: "Callable[[], Exact]", options: Mapping[str, object]) -> "Report":
+    """What `bnfold.verify` finds after the exact gate; without an original nothing."""
     from bnfold.verification import verify
+    from bnfold.verification.runtime.limits import limited_to
 
     if original is None:
         raise no_original()
-
-    report: Report = verify(original, folded, **options)  # type: ignore[arg-type]
+    with limited_to(cast("float | None", options.get("timeout_s"))):
+        report: Report = verify(original, folded, **{"exact": check(), **options})  # type: ignore[arg-type]
     return report

@@ -40,7 +40,7 @@ class FoldResult(Generic[ModelT_co]):
     _build: Callable[[], ModelT_co]
     _stage: "Callable[[Path, bool], AbstractContextManager[Staged]]"
     _check: "Callable[[], Exact]"
-    _verify: "Callable[[ModelT_co, Mapping[str, object]], Report]"
+    _verify: "Callable[[ModelT_co, Callable[[], Exact], Mapping[str, object]], Report]"
     _model: ModelT_co | None = field(default=None)
     _exact: "Exact | None" = field(default=None)
     report: "Report | None" = field(default=None)
@@ -80,7 +80,7 @@ class FoldResult(Generic[ModelT_co]):
             UsageError: A module was folded in place, so that there is no original; or as of `bnfold.verify`.
         """
         with heard_by(cast("Progress | None", options.get("progress"))):
-            return self._verify(self.model, {"exact": self.check(), **options})
+            return self._verify(self.model, self.check, options)
 
     def save(self, path: "str | os.PathLike[str]", *, force: bool = False) -> "Written":
         """Writes the folded model, without verifying it.

@@ -155,6 +155,10 @@ def fold(
     started = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(shown(quiet=quiet))
+        if timeout is not None:
+            from bnfold.verification.runtime.limits import limited_to
+
+            stack.enter_context(limited_to(timeout))
         terms = Terms(not no_verify, require_all, dry_run, hashed=as_json or page is not None)
         with stdout_kept():
             job = fold_model(model, chosen, code, verification, stack)

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bnfold.errors import BnfoldError
 from bnfold.files.job import Job, Terms, carry_out
@@ -59,14 +59,13 @@ def _folded(request: Request, started: float) -> "tuple[Status, Report, tuple[st
             report = kept(source, destination, asked)
         status, notes = Status.KEPT, tuple[str, ...]()
         if report is None:
+            from bnfold.verification.runtime.limits import limited_to
+
             if not options.dry_run:
                 make_folder(destination.parent)
-            done = carry_out(
-                _job(source, options),
-                destination,
-                Terms(options.verify, options.require_all, options.dry_run, hashed=True, options=asked),
-                started,
-            )
+            terms = Terms(options.verify, options.require_all, options.dry_run, hashed=True, options=asked)
+            with limited_to(cast("float | None", options.verification.get("timeout_s"))):
+                done = carry_out(_job(source, options), destination, terms, started)
             status = Status.FOLDED if done.good else Status.FAILED
             report, notes = _named(done.report, place), () if done.written is None else done.written.notes
             if done.written is not None:

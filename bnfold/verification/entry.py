@@ -15,7 +15,7 @@ from bnfold.verification.exact.deciding import decided, failed
 from bnfold.verification.inputs.feeds import FeedRequest
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.onnx.verifier import verify_onnx
-from bnfold.verification.runtime.limits import RUN_LIMIT_S
+from bnfold.verification.runtime.limits import RUN_LIMIT_S, limited_to
 from bnfold.verification.runtime.request import Request
 from bnfold.verification.runtime.source import ModelLike
 
@@ -100,8 +100,8 @@ def verify(
         return failed(exact)
     else:
         is_exact = exact.verdict is Verdict.PASS
-    request = Request.of(device, rtol, atol, tf32=tf32, timeout_s=timeout_s, threads=threads, is_exact=is_exact)
-    with heard_by(progress):
+    request = Request.of(device, rtol, atol, tf32=tf32, threads=threads, is_exact=is_exact)
+    with heard_by(progress), limited_to(timeout_s):
         if is_torch(original):
             if names:
                 raise UsageError("names are for ONNX models", hint="Let both return the same structure.")

@@ -17,8 +17,8 @@ QUICK = ("--device", "cpu", "--samples", "1")
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def timing_of(pair, _, progress):
-        return bnfold.benchmark(pair.original, pair.folded, seconds=0.05, progress=progress)
+    def timing_of(pair, _):
+        return bnfold.benchmark(pair.original, pair.folded, seconds=0.05)
 
     monkeypatch.setattr(costs, "timing_of", timing_of)
     onnx.save(original(random_layers(2)), "a.onnx")
@@ -53,7 +53,7 @@ def test_bench_without_something_to_measure_says_so(run, model, monkeypatch):
     code, _, err = run("fold", "a.onnx", "--dry-run", "--bench")
     assert (code, err) == (0, "note: --bench has no effect: nothing was written\n")
 
-    def refuse(*_, progress):
+    def refuse(*_):
         raise bnfold.UsageError("one model is of onnxruntime and one of torch")
 
     monkeypatch.setattr(costs, "timing_of", refuse)

@@ -105,7 +105,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "checking": {
         *("planning", "report", "onnx", "onnx/file", "torch/capture", "torch/program", "torch/module", "verification"),
-        *("verification/exact", "verification/exact/onnx", "verification/exact/torch"),
+        *("verification/runtime", "verification/exact", "verification/exact/onnx", "verification/exact/torch"),
     },
     "result": {"planning", "report"},
     "api": {
@@ -113,7 +113,16 @@ ARROWS: dict[str, set[str]] = {
         *("torch/program", "torch/module"),
     },
     "loading": {"torch/capture", "torch/file", "torch/module/structure"},
-    "files": {"api", "planning", "report", "report/page", "result", "onnx/file", "verification"},
+    "files": {
+        "api",
+        "planning",
+        "report",
+        "report/page",
+        "result",
+        "onnx/file",
+        "verification",
+        "verification/runtime",
+    },
     "__main__": {"cli"},
     "": {"api", "files", "latency", "loading", "planning", "report", "result", "verification"},
     "cli": {"", "cli/shared", "files", "planning", "report", "latency", "verification/runtime"},

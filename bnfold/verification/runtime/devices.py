@@ -18,7 +18,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from bnfold.errors import DeviceError, UsageError
-from bnfold.verification.runtime.limits import RUN_LIMIT_S
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -51,14 +50,12 @@ class Device:
         kind: "cpu", "cuda" or "tensorrt".
         provider: The execution provider that must head every session.
         name: Name of the processor or GPU.
-        run_limit_s: Longest time for one run of a model, in seconds.
         threads: How many of them a run may have; None for the runtime's own choice.
     """
 
     kind: str
     provider: str
     name: str
-    run_limit_s: float = RUN_LIMIT_S
     threads: int | None = None
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TypeVar
 
 from bnfold.errors import UsageError, VerificationError
@@ -22,6 +23,7 @@ RUN_LIMIT_S = 600.0
 _GRACE_S = 10.0
 _AGAIN_S = 0.5
 _RESERVE_NBYTES = 1 << 27  # below it, systems end processes
+_LIMIT_S: ContextVar[float] = ContextVar("limit_s", default=RUN_LIMIT_S)
 _Result = TypeVar("_Result")
 
 
@@ -29,15 +31,26 @@ class _TimeUp(BaseException):
     """Raised in a thread whose time is up; no Exception, for the code of a model may catch those."""
 
 
-def check_limit(limit_s: float) -> float:
-    """A time limit as given, if it is one.
+@contextmanager
+def limited_to(limit_s: float | None) -> Iterator[None]:
+    """Limits the time of each run that begins while the block lasts.
+
+    Args:
+        limit_s: The limit in seconds; None for the one that holds already.
 
     Raises:
         UsageError: It is not positive.
     """
+    if limit_s is None:
+        yield
+        return
     if not limit_s > 0:
         raise UsageError(f"the time limit is {limit_s:g} s", hint="Give seconds, more than 0.")
-    return limit_s
+    token = _LIMIT_S.set(limit_s)
+    try:
+        yield
+    finally:
+        _LIMIT_S.reset(token)
 
 
 def require_threads(threads: int | None) -> None:
@@ -50,18 +63,17 @@ def require_threads(threads: int | None) -> None:
         raise UsageError(f"threads is {threads}", hint="Give at least 1, or nothing for the runtime's own choice.")
 
 
-def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: float) -> _Result:
+def run_apart(run: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
     """Run what holds no lock of Python's in a thread of its own, so that the caller stays responsive.
 
     Args:
         run: The work.
         stop: Makes it end early; called from the caller's thread.
-        limit_s: Longest time in seconds.
 
     Raises:
         VerificationError: The time is up, or the memory.
     """
-    results: list[_Result] = []
+    limit_s, results = _LIMIT_S.get(), list[_Result]()
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -92,16 +104,16 @@ def run_apart(run: Callable[[], _Result], stop: Callable[[], None], limit_s: flo
     return results[0]
 
 
-def run_here(run: Callable[[], _Result], limit_s: float) -> _Result:
+def run_here(run: Callable[[], _Result]) -> _Result:
     """Run Python code in the caller's thread, which is where its settings count.
 
     Args:
         run: The work; an operation that it is in the middle of is not interrupted.
-        limit_s: Longest time in seconds.
 
     Raises:
         VerificationError: The time is up.
     """
+    limit_s = _LIMIT_S.get()
     caller, guard, over, raised = threading.get_ident(), threading.Lock(), threading.Event(), threading.Event()
 
     def watch() -> None:

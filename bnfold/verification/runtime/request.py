@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from bnfold.verification.judging.comparing import Tolerances
 from bnfold.verification.runtime.devices import Device, DeviceRequest, parse_device
-from bnfold.verification.runtime.limits import check_limit, require_threads
+from bnfold.verification.runtime.limits import require_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,6 @@ class Request:
         device: The device.
         tolerances: What the caller accepts, or None.
         tf32: Whether a run as deployed was asked for.
-        limit_s: Longest time for one run of a model, in seconds.
         threads: How many threads the runtime may have; None for its own choice.
         is_exact: Whether the exact gate found every region that changed to be right.
     """
@@ -25,7 +24,6 @@ class Request:
     device: DeviceRequest
     tolerances: Tolerances | None
     tf32: bool
-    limit_s: float
     threads: int | None
     is_exact: bool
 
@@ -36,7 +34,6 @@ class Request:
         atol: float | None,
         *,
         tf32: bool,
-        timeout_s: float,
         threads: int | None,
         is_exact: bool,
     ) -> Request:
@@ -50,11 +47,10 @@ class Request:
             parse_device(device, tf32=tf32),
             Tolerances.of(rtol, atol),
             tf32,
-            check_limit(timeout_s),
             threads,
             is_exact,
         )
 
     def limited(self, device: Device) -> Device:
-        """A device with the limits that the caller set."""
-        return replace(device, run_limit_s=self.limit_s, threads=self.threads)
+        """A device with the threads that the caller allows."""
+        return replace(device, threads=self.threads)

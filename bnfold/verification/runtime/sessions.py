@@ -93,7 +93,6 @@ class Session:
     ) -> None:
         import onnxruntime
 
-        self._run_limit_s = device.run_limit_s
         options = onnxruntime.SessionOptions()
         provider_options = dict(_PROVIDER_OPTIONS[device.provider])
         if as_deployed:
@@ -148,7 +147,7 @@ class Session:
             run_options.terminate = True
 
         try:
-            results = run_apart(lambda: self._results(feeds, run_options), stop, self._run_limit_s)
+            results = run_apart(lambda: self._results(feeds, run_options), stop)
         except BnfoldError:
             raise
         except Exception as error:

@@ -7,12 +7,16 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import onnx
 import onnxruntime
 import pytest
+from bnfold.cli.main import app
 from onnx import parser
+from typer.testing import CliRunner
 
+import bnfold
 from bnfold.errors import UsageError, VerificationError
 from bnfold.system import memory
 from bnfold.verification import verify
@@ -28,11 +32,40 @@ def endless() -> onnx.ModelProto:
     )
 
 
+def endless_layers() -> onnx.ModelProto:
+    return parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1,1,4] x) => (float[1,1,4] y)'
+        " <bool go = {1}, float[1,1,1] w = {0.5}, float[1] one = {1}, float[1] two = {2}> {"
+        " y = Loop (, go, x) <body = b (int64 i, bool c_in, float[1,1,4] v_in) => (bool c_out, float[1,1,4] v_out)"
+        " { c_out = Identity(c_in) z = Conv(v_in, w) v_out = BatchNormalization(z, two, one, one, one) }> }"
+    )
+
+
 def test_a_loop_without_end_in_onnxruntime() -> None:
     started = time.monotonic()
     with pytest.raises(VerificationError, match=r"did not end within 0\.5 s") as caught:
         verify(endless(), endless(), device="cpu", timeout_s=0.5)
     assert "--timeout" in caught.value.hint
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("way", ["fold", "fold_files", "result"])
+def test_a_loop_without_end_in_a_region_that_was_folded(way: str, tmp_path: Path) -> None:
+    """The exact gate is the first to run it."""
+    path = tmp_path / "m.onnx"
+    onnx.save(endless_layers(), path)
+    started = time.monotonic()
+    if way == "fold":
+        words = ["fold", str(path), "-o", f"{path}.onnx", "--device", "cpu", "--timeout", "0.5"]
+        said = str(CliRunner().invoke(app, words).exception)
+    elif way == "fold_files":
+        (outcome,) = bnfold.fold_files(path, tmp_path / "out", timeout_s=0.5, device="cpu")
+        said = str(outcome.error)
+    else:
+        with pytest.raises(VerificationError) as caught:
+            bnfold.fold(path).verify(timeout_s=0.5, device="cpu")
+        said = str(caught.value)
+    assert "did not end within 0.5 s" in said
     assert time.monotonic() - started < 20
 
 
@@ -69,12 +102,12 @@ def test_a_limit_is_positive(limit: float) -> None:
 
 
 def test_what_ends_in_time_is_left_alone() -> None:
-    assert limits.run_here(lambda: 1, 60) == 1
-    assert limits.run_apart(lambda: 7, lambda: None, 60) == 7
+    assert limits.run_here(lambda: 1) == 1
+    assert limits.run_apart(lambda: 7, lambda: None) == 7
     with pytest.raises(ZeroDivisionError):
-        limits.run_apart(lambda: 1 // 0, lambda: None, 60)
+        limits.run_apart(lambda: 1 // 0, lambda: None)
     with pytest.raises(ZeroDivisionError):
-        limits.run_here(lambda: 1 // 0, 60)
+        limits.run_here(lambda: 1 // 0)
     assert threading.active_count() < 10
 
 
@@ -82,20 +115,20 @@ def test_a_run_that_takes_all_memory_is_stopped(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(limits, "memory_of_all", lambda: 1 << 20)
     stopped = threading.Event()
     with pytest.raises(VerificationError, match="takes all the memory that is left"):
-        limits.run_apart(lambda: stopped.wait(60), stopped.set, 60)
+        limits.run_apart(lambda: stopped.wait(60), stopped.set)
 
 
 def test_a_run_under_a_profiler_ends() -> None:
     """Python 3.11 never ends a call once an exception was taken back that nobody had raised."""
     with cProfile.Profile():
-        assert limits.run_here(lambda: 1, 60) == 1
+        assert limits.run_here(lambda: 1) == 1
         assert sorted([2, 1]) == [1, 2]
 
 
 def test_a_limit_that_comes_just_too_late_raises_nothing() -> None:
     for _ in range(300):
-        with contextlib.suppress(VerificationError):
-            limits.run_here(lambda: time.sleep(0.0004), 0.0005)
+        with contextlib.suppress(VerificationError), limits.limited_to(0.0005):
+            limits.run_here(lambda: time.sleep(0.0004))
         sum(range(100))
 
 

@@ -116,7 +116,7 @@ class Runner:
 
     def __init__(self, subject: Subject, device: Device, *, float64: bool) -> None:
         self._float64, self._subject = float64, subject
-        self._device, self._limit_s = torch.device(device.kind), device.run_limit_s
+        self._device = torch.device(device.kind)
         self._module = _structure(subject)
         self._state = {name: self._converted(tensor) for name, tensor in subject.state().items()}
         self._buffers = frozenset(name for name, _ in subject.module.named_buffers())
@@ -176,9 +176,7 @@ class Runner:
         try:
             with self._modes(), kept(self._module), unwritten(state.values()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what a model warns of is not about this comparison
-                return run_here(
-                    lambda: functional_call(self._module, state, args, kwargs, tie_weights=True), self._limit_s
-                )
+                return run_here(lambda: functional_call(self._module, state, args, kwargs, tie_weights=True))
         except VerificationError:
             raise
         except Exception as error:  # a model may raise whatever it likes
