@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
 
-import numpy as np
-
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.linear_map import Folding
 from bnfold.algebra.rounding import Float64Array
@@ -22,21 +20,17 @@ from bnfold.errors import UsageError, perhaps
 from bnfold.graph import AffineNode, ConstantNorm, Graph, Kind, MapNode, Node, Value
 from bnfold.planning.absorbing import Holding
 from bnfold.planning.backward import pull
-from bnfold.planning.destinations import Staying, varies_widely, where_affines_end
+from bnfold.planning.destinations import Staying
 from bnfold.planning.forward import Forward
 from bnfold.planning.merging.search import Found, Merging
-from bnfold.planning.never_empty import never_empty
-from bnfold.planning.plan import Apart, Direction, Fold, Junction, Left, Merge, Plan, Step
-from bnfold.planning.recognised import normalisation_before, spelled_out_stop
+from bnfold.planning.outcome import Outcome
+from bnfold.planning.plan import Apart, Direction, Plan, Step
+from bnfold.planning.recognised import spelled_out_stop
 from bnfold.planning.route import Route
-from bnfold.planning.tensors import Tensors
 from bnfold.planning.together.equal import Together, passed_on
 from bnfold.planning.together.shifts import shares
 from bnfold.reasons import Stop, StopCode
 from bnfold.rules import Part
-
-_SAYS_LITTLE = frozenset({StopCode.MODEL_INPUT, StopCode.MODEL_OUTPUT, StopCode.NO_RULE, StopCode.NONLINEAR})
-_SKIPPED = Stop(StopCode.SKIPPED, "it was asked to stay (skip/only)")
 
 
 def plan(
@@ -79,7 +73,7 @@ def plan(
     search = _Search(graph, skipped, compose=compose, merge=merge)
     while search.fold_all() or search.merge_all() or search.compose_all():
         pass
-    return search.result()
+    return search.outcome.plan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +89,17 @@ class _Search:
     def __init__(
         self, graph: Graph, skipped: Container[AffineNode | ConstantNorm], *, compose: bool, merge: bool
     ) -> None:
+        self.outcome = Outcome(graph, skipped)
         self._compose = compose
         self._graph = graph
-        self._nodes = graph.affines
-        self._skipped = skipped
-        self._constant_norms = [norm for norm in graph.constant_norms if norm not in skipped]
-        self._affines = {
-            node: node.affine
-            for node in self._nodes
-            if node.affine is not None and node.stop is None and node not in skipped
-        }
-        self._tensors = Tensors()
+        self._affines = self.outcome.affines
+        self._foldings = self.outcome.foldings
+        self._tensors = self.outcome.tensors
         self._forward = Forward(graph, self._tensors)
-        self._foldings: dict[MapNode, Folding] = {}
         self._holding = Holding(self._tensors, self._foldings, self._affines)
         self._parts_of: dict[AffineNode, tuple[Affine, dict[Part, Float64Array]]] = {}
-        self._stops: dict[tuple[AffineNode, Direction], Stop] = {}
-        self._steps: dict[AffineNode, Step] = {}
         merging = Merging(graph, self._tensors, self._foldings, self._affines, compose=compose)
         self._merging = merging if merge else None
-        self._junctions: list[Junction] = []
-        self._merges: list[Merge] = []
-        self._apart: list[Apart] = []
 
     def fold_all(self) -> bool:
         """Moves every affine that can end in linear maps; says whether any did."""
@@ -195,16 +178,16 @@ class _Search:
         """Makes one map of every sum of branches that can be one; says whether any could."""
         if self._merging is None:
             return False
-        count = len(self._merges)
-        self._apart.clear()
+        count = len(self.outcome.merges)
+        self.outcome.apart.clear()
         for place in self._merging.places:
             found = self._merging.at(place)
             while isinstance(found, Found):
                 self._join(found)
                 found = self._merging.at(place)
             if found is not None:
-                self._apart.append(Apart((place.name,), found.code, found.reason))
-        return len(self._merges) > count
+                self.outcome.apart.append(Apart((place.name,), found.code, found.reason))
+        return len(self.outcome.merges) > count
 
     def compose_all(self) -> bool:
         """Merges affines into the affines next to them; says whether any were."""
@@ -215,53 +198,10 @@ class _Search:
             moved = [self._try(node, Direction.BACKWARD, compose=True) for node in [*self._affines]]
         return any(moved)
 
-    def result(self) -> Plan:
-        """The plan for what has been decided."""
-        ends = where_affines_end(self._nodes, self._steps, self._junctions)
-        merged = {node for junction in self._junctions for node in junction.gone}
-        nodes = [node for node in self._nodes if node not in merged]
-        left_with: dict[AffineNode, list[AffineNode]] = {node: [] for node in nodes if node not in self._steps}
-        folds = [
-            Fold((norm.name,), Kind.BATCH_NORM, Direction.BACKWARD, (), (norm.result,)) for norm in self._constant_norms
-        ]
-        for node in nodes:
-            stays_in = next((end for end in ends[node] if end in left_with and self._is_composed(node, end)), None)
-            if isinstance(stays_in, AffineNode):
-                left_with[stays_in].append(node)
-                continue
-            step = self._steps[node]
-            path = tuple(passed.name for passed in step.passed)
-            targets = tuple(end.name for end in ends[node])
-            folds.append(Fold((node.name,), node.kind, step.direction, path, targets))
-        left = [
-            Left((norm.name,), Kind.BATCH_NORM, _SKIPPED.code, _SKIPPED.reason, 1)
-            for norm in self._graph.constant_norms
-            if norm in self._skipped
-        ]
-        for node, composed in left_with.items():
-            if node.kind is Kind.BATCH_NORM or self._is_worth_a_word(node):
-                stop = self._why(node)
-                names = tuple(part.name for part in composed)
-                batch_norms = len([part for part in composed if part.kind is Kind.BATCH_NORM])
-                left.append(Left(names, node.kind, stop.code, stop.reason, batch_norms))
-        full = never_empty(self._graph)
-        return Plan(
-            tuple(folds),
-            tuple(left),
-            tuple(self._steps.values()),
-            dict(self._foldings),
-            dict(self._affines),
-            tuple(self._merges),
-            tuple(self._apart),
-            tuple(self._junctions),
-            constant_norms=tuple(self._constant_norms),
-            never_empty=frozenset(node for node in self._affines if node.inputs[0] in full),
-        )
-
     def _join(self, found: Found) -> None:
         """Carries out a merge."""
         assert self._merging is not None  # it has found the merge
-        junction = replace(found.junction, after=len(self._steps))
+        junction = replace(found.junction, after=len(self.outcome.steps))
         target = junction.target
         replaced = [node for node, _ in (*junction.collapsed, *junction.bypassed)]
         for node in (*junction.gone, *replaced):
@@ -281,8 +221,8 @@ class _Search:
             self._tensors.become(target, found.folding.linear)
         if found.affine is not None and isinstance(target, AffineNode):
             self._affines[target] = found.affine
-        self._junctions.append(junction)
-        self._merges.append(found.merge)
+        self.outcome.junctions.append(junction)
+        self.outcome.merges.append(found.merge)
 
     def _try(self, node: AffineNode, direction: Direction, *, compose: bool = False) -> bool:
         """Moves an affine if it can go; says whether it did."""
@@ -290,7 +230,7 @@ class _Search:
         if isinstance(move, Stop):
             # What is said of an affine that stays: what stops it when nothing moves any more.
             if direction is Direction.FORWARD or not compose:
-                self._stops[node, direction] = move
+                self.outcome.stops[node, direction] = move
             return False
         self._carry_out(move, direction, {node: passed_on(move.routes)})
         return True
@@ -311,44 +251,9 @@ class _Search:
             changed = ()
 
     def _take_away(self, step: Step) -> None:
-        self._steps[step.source] = step
+        self.outcome.steps[step.source] = step
         del self._affines[step.source]
         self._tensors.remove(step.source)
-
-    def _is_composed(self, node: AffineNode, end: Node) -> bool:
-        """Whether an affine is part of another that stays; a constant that took its shift is not one."""
-        return node is end or not (isinstance(end, AffineNode) and varies_widely(end))
-
-    def _is_worth_a_word(self, node: AffineNode) -> bool:
-        """Whether a spelled-out affine that stays is listed.
-
-        A number, or one a channel, next to a map, but no sign; elsewhere what does what a batch norm does.
-        """
-        if node not in self._affines or self._affines[node].varying_axes > 1:
-            return False
-        affine = self._affines[node]
-        if (np.abs(affine.scale) == 1).all() and not affine.shift.any():
-            return False
-        readers = self._tensors.uses(self._tensors.root(node.outputs[0]))
-        producer = self._tensors.root(node.inputs[0]).producer
-        if isinstance(producer, MapNode) or any(isinstance(reader, MapNode) for reader in readers):
-            return True
-        spells_out = affine.scale.size > 1 and affine.shift.size > 1
-        return spells_out and normalisation_before(self._tensors, node) is None
-
-    def _why(self, node: AffineNode) -> Stop:
-        """The reason that an affine stays."""
-        if node.stop is not None:
-            return node.stop
-        if node in self._skipped:
-            return _SKIPPED
-        backward, forward = (self._stops.get((node, way)) for way in (Direction.BACKWARD, Direction.FORWARD))
-        if backward is None or forward is None:
-            message = f"'{node.name}' can still move after the search has ended"
-            raise AssertionError(message)
-        vague = backward.code in _SAYS_LITTLE and forward.code not in _SAYS_LITTLE
-        code = forward.code if vague else backward.code
-        return Stop(code, f"backward: {backward.reason}; forward: {forward.reason}")
 
     def _parts(self, node: AffineNode) -> dict[Part, Float64Array]:
         """The parts of an affine that do anything."""
