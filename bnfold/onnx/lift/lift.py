@@ -146,11 +146,11 @@ class _Lifter:
             name = self._scope.prefix + label(node)
             self._graph.constant_norms.append(ConstantNorm(name, node.output[0], handle))
         elif found is not None:
-            reason = "it reads a model input that a caller may override"
-            self._graph.add(self._opaque(node, handle, Stop(StopCode.OVERRIDABLE, reason)))
+            stop = Stop(StopCode.OVERRIDABLE, "it reads a model input that a caller may override")
+            self._graph.add(self._batch_norm(node, handle, stop))
         else:
             reason = f"what it makes of the constant '{node.input[0]}' cannot be computed here"
-            self._graph.add(self._opaque(node, handle, Stop(StopCode.NO_RULE, reason)))
+            self._graph.add(self._batch_norm(node, handle, Stop(StopCode.NO_RULE, reason)))
 
     def _nest(self, prefix: str, graph: onnx.GraphProto, inferred: onnx.GraphProto) -> None:
         scope = self._scope
@@ -168,28 +168,39 @@ class _Lifter:
             return (self._opaque(node, handle, Stop(StopCode.NO_RULE, reason)),)
         if is_runtime_map(node):
             return self._lift_runtime_map(node, handle)
-        integer = integer_map_stop(node, self._scope.constants)
-        if integer is not None:
-            return (self._opaque(node, handle, integer),)
-        return (self._lift_node(node, handle),)
+        stop = integer_map_stop(node, self._scope.constants)
+        return (self._lift_node(node, handle) if stop is None else self._opaque(node, handle, stop),)
 
-    def _opaque(self, node: onnx.NodeProto, handle: Handle, stop: Stop) -> Node:
-        """A node that nothing passes, for a reason that is known."""
-        name = self._scope.prefix + label(node)
-        inputs = self._values.read_by(node)
+    def _opaque(self, node: onnx.NodeProto, handle: Handle, stop: Stop | None) -> Node:
+        """A node that nothing passes, with the reason if there is one of its own."""
         if is_standard(node, "BatchNormalization"):
-            return AffineNode(
-                name=name,
-                op_type=node.op_type,
-                inputs=(self._values.of(node.input[0]),),
-                also_reads=self._values.read_besides(node),
-                outputs=self._values.new_outputs(node, None),
-                handle=handle,
-                kind=Kind.BATCH_NORM,
-                stop=stop,
-            )
-        outputs = self._values.new_outputs(node, None)
-        return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
+            return self._batch_norm(node, handle, stop)
+        return OpNode(
+            name=self._scope.prefix + label(node),
+            op_type=node.op_type,
+            inputs=self._values.read_by(node),
+            outputs=self._values.new_outputs(node, None),
+            handle=handle,
+            stop=stop,
+        )
+
+    def _batch_norm(self, node: onnx.NodeProto, handle: Handle, stop: Stop | None) -> Node:
+        """A BatchNormalization, which stays if there is a reason."""
+        source = self._values.of(node.input[0])
+        lifted = stop or lift_batch_norm(node, source, self._scope.constants, self._scope.opset)
+        if isinstance(lifted, Affine):
+            _learn_size(source, 1 - lifted.rank, lifted.scale.size)
+        return AffineNode(
+            name=self._scope.prefix + label(node),
+            op_type=node.op_type,
+            inputs=(source,),
+            also_reads=self._values.read_besides(node),
+            outputs=self._values.new_outputs(node, source.shape),
+            handle=handle,
+            kind=Kind.BATCH_NORM,
+            affine=lifted if isinstance(lifted, Affine) else None,
+            stop=lifted if isinstance(lifted, Stop) else None,
+        )
 
     def _lift_runtime_map(self, node: onnx.NodeProto, handle: Handle) -> tuple[Node, ...]:
         """A map in the form that onnxruntime writes: FusedConv as a Conv and what comes behind it in the same node."""
@@ -199,14 +210,12 @@ class _Lifter:
         if conv is None or not isinstance(found, LinearMap) or inputs[:1] != (self._values.of(node.input[0]),):
             return (self._opaque(node, handle, found if isinstance(found, Stop) else runtime_map_stop(node)),)
         require_channels(node, inputs[0], found.input_axis, found.in_channels)
-        name, outputs = (
-            self._scope.prefix + label(node),
-            self._values.new_outputs(node, (None,) * len(found.weight.shape)),
-        )
+        name = self._scope.prefix + label(node)
+        outputs = self._values.new_outputs(node, (None,) * len(found.weight.shape))
         product = Value(f"{node.output[0]}#product", outputs[0].shape, outputs[0].dtype)
         # Without a window it is not merged with others: what comes behind it is part of its node.
         alone = replace(found, window=None)
-        activation = string_attribute(node, "activation", "")
+        activation, adds_more = string_attribute(node, "activation", ""), any(node.input[3:])
         return (
             MapNode(
                 name=name, op_type=node.op_type, inputs=inputs[:1], outputs=(product,), handle=handle, linear=alone
@@ -217,43 +226,47 @@ class _Lifter:
                 inputs=(product, *inputs[1:]),
                 outputs=outputs,
                 handle=handle,
-                op=Op.RELU if activation in ("Relu", "LeakyRelu") and not _adds_more(node) else Op.OPAQUE,
+                op=Op.RELU if activation in ("Relu", "LeakyRelu") and not adds_more else Op.OPAQUE,
             ),
         )
 
     def _lift_node(self, node: onnx.NodeProto, handle: Handle) -> Node:
-        name = self._scope.prefix + label(node)
-        constants, opset = self._scope.constants, self._scope.opset
         if is_standard(node, "BatchNormalization"):
-            source = self._values.of(node.input[0])
-            lifted = lift_batch_norm(node, source, constants, opset)
-            if isinstance(lifted, Affine):
-                _learn_size(source, 1 - lifted.rank, lifted.scale.size)
-            return AffineNode(
-                name=name,
-                op_type=node.op_type,
-                inputs=(source,),
-                also_reads=self._values.read_besides(node),
-                outputs=self._values.new_outputs(node, source.shape),
-                handle=handle,
-                kind=Kind.BATCH_NORM,
-                affine=lifted if isinstance(lifted, Affine) else None,
-                stop=lifted if isinstance(lifted, Stop) else None,
-            )
+            return self._batch_norm(node, handle, None)
         inputs = self._values.read_by(node)
         source_rank = len(inputs[0].shape) if inputs and inputs[0].shape is not None else None
-        found = lift_map(node, constants, source_rank, handle.bias_node)
+        found = lift_map(node, self._scope.constants, source_rank, handle.bias_node)
         if isinstance(found, LinearMap) and len(inputs) == 1:
-            outputs = self._values.new_outputs(handle.bias_node or node, _map_shape(node, found, inputs[0].shape))
-            if not found.broadcasts_input or inputs[0].size(found.input_axis) != 1:
-                require_channels(node, inputs[0], found.input_axis, found.in_channels)
-            if not found.broadcasts_input:
-                _learn_size(inputs[0], found.input_axis, found.in_channels)
-            _learn_size(outputs[0], found.output_axis, found.out_channels)
-            return MapNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, linear=found)
+            return self._map(node, handle, inputs[0], found)
+        lifted = self._passed(node, handle, inputs) if self._scope.opset >= OLDEST_OPSET else None
+        if lifted is not None:
+            return lifted
+        name = self._scope.prefix + label(node)
+        stop = found if isinstance(found, Stop) else operand_stop(node, self._scope.constants, name)
+        return self._opaque(node, handle, stop)
+
+    def _map(self, node: onnx.NodeProto, handle: Handle, source: Value, linear: LinearMap) -> Node:
+        outputs = self._values.new_outputs(handle.bias_node or node, _map_shape(node, linear, source.shape))
+        if not linear.broadcasts_input or source.size(linear.input_axis) != 1:
+            require_channels(node, source, linear.input_axis, linear.in_channels)
+        if not linear.broadcasts_input:
+            _learn_size(source, linear.input_axis, linear.in_channels)
+        _learn_size(outputs[0], linear.output_axis, linear.out_channels)
+        return MapNode(
+            name=self._scope.prefix + label(node),
+            op_type=node.op_type,
+            inputs=(source,),
+            outputs=outputs,
+            handle=handle,
+            linear=linear,
+        )
+
+    def _passed(self, node: onnx.NodeProto, handle: Handle, inputs: tuple[Value, ...]) -> Node | None:
+        """What other affines pass, if it is such a node: an affine, or an operator with a row in the table."""
+        constants, name = self._scope.constants, self._scope.prefix + label(node)
         extra_is_read = len(self._values.read_outputs(node)) > 1
-        known = inputs and inputs[0].name == node.input[0] and opset >= OLDEST_OPSET
         cast = RoundTrip() if handle.index in self._casts else None
+        known = inputs and inputs[0].name == node.input[0]
         if known and (cast or is_identity(node, constants, self._types, mask_is_read=extra_is_read)):
             return OpNode(
                 name=name,
@@ -264,49 +277,39 @@ class _Lifter:
                 op=Op.IDENTITY,
                 parameters=cast,
             )
-        affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 and opset >= OLDEST_OPSET else None
+        affine = lift_affine(node, constants, inputs[0]) if len(inputs) == 1 else None
         if affine is not None:
-            outputs = self._values.new_outputs(node, inputs[0].shape)
             return AffineNode(
                 name=name,
                 op_type=node.op_type,
                 inputs=inputs,
-                outputs=outputs,
+                outputs=self._values.new_outputs(node, inputs[0].shape),
                 handle=handle,
                 kind=Kind.AFFINE,
                 affine=affine,
             )
-        outputs = self._values.new_outputs(node, None)
-        shapes = tuple(output.shape for output in outputs)
-        several = lift_several(node, constants, self._types) if opset >= OLDEST_OPSET else None
+        several = lift_several(node, constants, self._types)
         if several is not None:
-            moved = tuple(self._values.of(read) for read in several.reads)
-            return OpNode(
-                name=name,
-                op_type=node.op_type,
-                inputs=moved,
-                also_reads=tuple(value for value in inputs if value not in moved),
-                outputs=outputs,
-                handle=handle,
-                op=several.op,
-                parameters=several.parameters,
-            )
-        view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
-        move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input)) if opset >= OLDEST_OPSET else None
-        if move is None:
-            stop = found if isinstance(found, Stop) else operand_stop(node, constants, name)
-            return OpNode(name=name, op_type=node.op_type, inputs=inputs, outputs=outputs, handle=handle, stop=stop)
-        kept = outputs if move[0] is Op.PICK else outputs[:1]
-        data = inputs if move[0] in _JOINS else inputs[:1]
+            data = tuple(map(self._values.of, several.reads))
+            row, beside = several.row, tuple(value for value in inputs if value not in data)
+        else:
+            shapes = tuple(self._types.get(output, (None, ""))[0] for output in node.output if output)
+            view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
+            move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input))
+            if move is None:
+                return None
+            data = inputs if move[0] in _JOINS else inputs[:1]
+            row, beside = move, inputs[len(data) :]
+        outputs = self._values.new_outputs(node, None)
         return OpNode(
             name=name,
             op_type=node.op_type,
             inputs=data,
-            also_reads=inputs[len(data) :],
-            outputs=kept,
+            also_reads=beside,
+            outputs=outputs if row[0] is Op.PICK else outputs[:1],
             handle=handle,
-            op=move[0],
-            parameters=move[1],
+            op=row[0],
+            parameters=row[1],
         )
 
     def _extends_chain(self, node: Node, index: int) -> bool:
@@ -342,9 +345,8 @@ class _Lifter:
         waiting, seen = [index], {index}
         while waiting:
             outputs = [name for name in self._scope.graph.node[waiting.pop()].output if name]
-            if not all(map(self._scope.constants.is_constant, outputs)) or not self._readers.outputs.isdisjoint(
-                outputs
-            ):
+            seen_outside = not self._readers.outputs.isdisjoint(outputs)
+            if seen_outside or not all(map(self._scope.constants.is_constant, outputs)):
                 return frozenset()
             for reader in (reader for name in outputs for reader in self._readers.of.get(name, [])):
                 if reader is None:
@@ -365,11 +367,6 @@ class _Lifter:
             return None
         add = self._scope.graph.node[readers[0]]
         return readers[0] if is_bias_add(node, add, self._scope.constants, self._types) else None
-
-
-def _adds_more(node: onnx.NodeProto) -> bool:
-    """Whether a FusedConv adds a value, which may be a constant, to what its convolution gives."""
-    return any(node.input[3:])
 
 
 def _map_shape(node: onnx.NodeProto, linear: LinearMap, source: Shape | None) -> Shape | None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-from bnfold.graph import Chosen, Op, Parameters, Scattered
+from bnfold.graph import Chosen, Op, Scattered
 from bnfold.onnx.lift.constants import Constants
+from bnfold.onnx.lift.moves.node_view import Lifted
 from bnfold.onnx.lift.types import ValueTypes
 from bnfold.onnx.proto.names import find_attribute, int_attribute, is_standard, string_attribute
 
@@ -16,13 +17,11 @@ class Several:
     """The row of such an operator.
 
     Attributes:
-        op: The row.
-        parameters: What the row needs to know.
+        row: The row, and what it needs to know.
         reads: The inputs that affines move to, in the order of the row.
     """
 
-    op: Op
-    parameters: Parameters
+    row: Lifted
     reads: tuple[str, ...]
 
 
@@ -47,7 +46,7 @@ def _choice(node: onnx.NodeProto, constants: Constants) -> Several | None:
         data, ordered = (*node.input[1:],), False
     else:
         return None
-    return None if any(map(constants.is_constant, data)) else Several(Op.CHOICE, Chosen(ordered), data)
+    return None if any(map(constants.is_constant, data)) else Several((Op.CHOICE, Chosen(ordered)), data)
 
 
 def _scatter(node: onnx.NodeProto, constants: Constants, types: ValueTypes) -> Several | None:
@@ -68,8 +67,8 @@ def _scatter(node: onnx.NodeProto, constants: Constants, types: ValueTypes) -> S
             return None
         scattered = Scattered(frozenset(range(depth)), leading=len(places) - 1)
     if _is_zero(base, constants):
-        return Several(Op.SCATTER, scattered, (updates,))
-    return None if constants.is_constant(base) else Several(Op.SCATTER, scattered, (base, updates))
+        return Several((Op.SCATTER, scattered), (updates,))
+    return None if constants.is_constant(base) else Several((Op.SCATTER, scattered), (base, updates))
 
 
 def _is_zero(name: str, constants: Constants) -> bool:
