@@ -73,7 +73,7 @@ class TorchPair:
             name=device.name,
             provider=None,
             fell_back=fell_back,
-            tf32=device.kind == "cuda" and _shortens_products(),
+            tf32=device.kind == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
             threads=threads or torch.get_num_threads(),
             cpus=usable_cpus(),
             optimizations="eager",
@@ -187,11 +187,3 @@ def _output(name: str, value: object) -> Output:
     if shape is None:
         return Output(name, type(value).__name__, None)
     return Output(name, f"tensor of {getattr(value, 'dtype', '?')}", tuple(shape))
-
-
-def _shortens_products() -> bool:
-    """Whether convolutions on a GPU may use TF32, as torch is set."""
-    convolution = getattr(torch.backends.cudnn, "conv", None)
-    if convolution is not None and hasattr(convolution, "fp32_precision"):
-        return bool(convolution.fp32_precision == "tf32")
-    return bool(torch.backends.cudnn.allow_tf32)  # torch 2.8 and older

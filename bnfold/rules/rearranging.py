@@ -191,11 +191,6 @@ def _expand_forward(node: OpNode, arrays: Arrays, _: Part) -> Arrays | Stop:
     return (widened(arrays[0], len(shape)),)
 
 
-def _block_axes(array: Float64Array, blocks: Blocks) -> tuple[int, ...]:
-    """How the channels of the deep image, split into (b·b, C) or (C, b·b), are made from those of the wide one."""
-    return (blocks.size**2, array.shape[1]) if blocks.depth_last else (array.shape[1], blocks.size**2)
-
-
 def _to_deep(array: Float64Array, blocks: Blocks) -> Float64Array | None:
     """From channels of the wide image to those of the deep one; the image has to be treated alike everywhere."""
     if any(size != 1 for axis, size in enumerate(array.shape) if axis != 1):

@@ -1,7 +1,6 @@
 """Torch tensors as numpy arrays and back, bit for bit: bfloat16 and the 8-bit floats go through `ml_dtypes`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -25,48 +24,14 @@ _DTYPES: dict[torch.dtype, DType] = {
     torch.complex64: np.dtype(np.complex64),
     torch.complex128: np.dtype(np.complex128),
 }
-_TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in _DTYPES.items()}
+_TORCH_DTYPES = {dtype: theirs for theirs, dtype in _DTYPES.items()}
 _CARRIERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 """Types that torch does not hand over to numpy, and what their bits travel as."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TorchTensor:
-    """A torch tensor as a constant of a linear map; a `bnfold.algebra.tensor.Tensor`.
-
-    Attributes:
-        tensor: A dense tensor of a type that numpy or ml_dtypes knows, on any device.
-    """
-
-    tensor: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the tensor."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def dtype(self) -> DType:
-        """What numpy calls its element type."""
-        return _DTYPES[self.tensor.dtype]
-
-    def read(self) -> Array:
-        """The values; on a CPU without a copy, so they are not to be changed."""
-        return to_numpy(self.tensor)
 
 
 def numpy_dtype(dtype: torch.dtype) -> DType | None:
     """What numpy, with ml_dtypes, calls an element type; None if it has none like it."""
     return _DTYPES.get(dtype)
-
-
-def torch_dtype(dtype: DType) -> torch.dtype:
-    """What torch calls an element type.
-
-    Raises:
-        KeyError: It has none like it.
-    """
-    return _TORCH_DTYPES[dtype]
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

@@ -111,11 +111,6 @@ def settings(*, tf32: bool) -> Iterator[None]:
 @contextmanager
 def _precision(*, tf32: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.8 and older
-            stack.enter_context(_attributes(torch.backends.cuda.matmul, allow_tf32=tf32))
-            stack.enter_context(_attributes(torch.backends.cudnn, allow_tf32=tf32))
-            yield
-            return
         for path in _PRODUCTS:
             part: object = torch.backends
             for name in path.split("."):
