@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack, overload
 
 from bnfold import checking
 from bnfold.errors import UsageError, VerificationError
@@ -27,73 +27,49 @@ if TYPE_CHECKING:
 ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
 
 
+class _Options(TypedDict, total=False):
+    """Those of `fold` for every kind of model."""
+
+    skip: tuple[str, ...]
+    only: tuple[str, ...]
+    check: bool
+    verify: bool
+    progress: "Progress | None"
+
+
+class _GraphOptions(_Options, total=False):
+    leftover: str
+    merge: bool
+
+
+class _OnnxOptions(_GraphOptions, total=False):
+    repair: bool
+
+
+class _ModuleOptions(_Options, total=False):
+    dynamic_shapes: "DynamicShapes | None"
+    inplace: bool
+
+
 @overload
 def fold(
-    model: "str | os.PathLike[str]",
-    example_inputs: None = None,
-    *,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    leftover: str = "conv",
-    merge: bool = True,
-    repair: bool = False,
-    check: bool = False,
-    verify: bool = False,
-    progress: "Progress | None" = None,
+    model: "str | os.PathLike[str]", example_inputs: None = None, **options: "Unpack[_OnnxOptions]"
 ) -> "FoldResult[onnx.ModelProto | torch.export.ExportedProgram]": ...
 @overload
 def fold(
-    model: "onnx.ModelProto",
-    example_inputs: None = None,
-    *,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    leftover: str = "conv",
-    merge: bool = True,
-    repair: bool = False,
-    check: bool = False,
-    verify: bool = False,
-    progress: "Progress | None" = None,
+    model: "onnx.ModelProto", example_inputs: None = None, **options: "Unpack[_OnnxOptions]"
 ) -> "FoldResult[onnx.ModelProto]": ...
 @overload
 def fold(
-    model: "onnx_ir.Model",
-    example_inputs: None = None,
-    *,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    leftover: str = "conv",
-    merge: bool = True,
-    repair: bool = False,
-    check: bool = False,
-    verify: bool = False,
-    progress: "Progress | None" = None,
+    model: "onnx_ir.Model", example_inputs: None = None, **options: "Unpack[_OnnxOptions]"
 ) -> "FoldResult[onnx_ir.Model]": ...
 @overload
 def fold(
-    model: "torch.export.ExportedProgram",
-    example_inputs: None = None,
-    *,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    leftover: str = "conv",
-    merge: bool = True,
-    check: bool = False,
-    verify: bool = False,
-    progress: "Progress | None" = None,
+    model: "torch.export.ExportedProgram", example_inputs: None = None, **options: "Unpack[_GraphOptions]"
 ) -> "FoldResult[torch.export.ExportedProgram]": ...
 @overload
 def fold(
-    model: ModuleT,
-    example_inputs: "ExampleInputs",
-    *,
-    dynamic_shapes: "DynamicShapes | None" = None,
-    skip: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-    inplace: bool = False,
-    check: bool = False,
-    verify: bool = False,
-    progress: "Progress | None" = None,
+    model: ModuleT, example_inputs: "ExampleInputs", **options: "Unpack[_ModuleOptions]"
 ) -> FoldResult[ModuleT]: ...
 def fold(
     model: "OnnxLike | TorchLike",
