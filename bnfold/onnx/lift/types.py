@@ -1,6 +1,6 @@
 """Shapes and element types of the values of a model, as far as onnx's shape inference knows them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 import numpy as np
@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from bnfold.algebra.rounding import DType
-from bnfold.onnx.proto.names import GraphLike
+from bnfold.onnx.proto.names import GraphLike, nested
 
 _LARGEST_SIZE = 2**63 - 1
 
@@ -38,6 +38,25 @@ def value_types(graph: GraphLike) -> dict[str, tuple[Shape | None, str]]:
             tensor_type = value.type.tensor_type
             types[value.name] = shape_of(tensor_type), _dtype_name(tensor_type.elem_type)
     return types
+
+
+def types_by_graph(main: onnx.GraphProto) -> Iterator[dict[str, tuple[Shape | None, str]]]:
+    """For each graph, in the order of `nested`: the types of its own values and of those of the main graph."""
+    _, *inside = nested(main)
+    outer = value_types(main)
+    yield outer
+    for graph in inside:
+        yield outer | value_types(graph)
+
+
+def shape_in(types: ValueTypes, name: str) -> Shape | None:
+    """The shape of a value; None if its rank is not known."""
+    return types.get(name, (None, ""))[0]
+
+
+def dtype_in(types: ValueTypes, name: str) -> str:
+    """The element type of a value; "" if it is not known."""
+    return types.get(name, (None, ""))[1]
 
 
 def shape_of(tensor_type: onnx.TypeProto.Tensor) -> Shape | None:

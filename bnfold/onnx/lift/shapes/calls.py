@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from bnfold.onnx.lift.types import Shape, ValueTypes, declare, element_type, value_types
+from bnfold.onnx.lift.types import Shape, ValueTypes, declare, element_type, types_by_graph, value_types
 from bnfold.onnx.proto.names import GraphLike, is_standard, nested
 
 FunctionKey = tuple[str, str, str]
@@ -82,10 +82,7 @@ def _called(node: onnx.NodeProto) -> FunctionKey:
 
 
 def _calls(main: onnx.GraphProto, wanted: set[FunctionKey]) -> Iterator[_Call]:
-    outer: ValueTypes = {}
-    for graph in nested(main) if wanted else ():
-        types = {**outer, **value_types(graph)}
-        outer = outer or types
+    for graph, types in zip(nested(main), types_by_graph(main), strict=True) if wanted else ():
         for node in graph.node:
             if _called(node) in wanted:
                 given = tuple(types.get(name, (None, "")) for name in node.input)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 import onnx
 
-from bnfold.onnx.lift.types import Shape, declare, element_type, value_types
+from bnfold.onnx.lift.types import (
+    Shape,
+    ValueTypes,
+    declare,
+    dtype_in,
+    element_type,
+    shape_in,
+    types_by_graph,
+    value_types,
+)
 from bnfold.onnx.proto.names import int_attribute, is_standard, nested, subgraphs
 
 _SAME_SHAPE = frozenset(
@@ -25,7 +34,6 @@ _SAME_CHANNELS = frozenset("AveragePool GlobalAveragePool GlobalLpPool GlobalMax
 _SAME_RANK = frozenset("Pad Resize Slice Tile Transpose Upsample".split())
 _ARITHMETIC = frozenset("Add Sub Mul Div".split())
 
-Types = Mapping[str, tuple[Shape | None, str]]
 Proof = tuple[str, Shape, str]
 """A value, what its shape is like, and its element type, or "" if that is not proved."""
 
@@ -41,10 +49,7 @@ def note_proofs(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
         Whether there was anything.
     """
     noted = False
-    outer: dict[str, tuple[Shape | None, str]] = {}
-    for graph, known in zip(nested(main), nested(inferred), strict=True):
-        types = outer | value_types(known)
-        outer = outer or types
+    for graph, types in zip(nested(main), types_by_graph(inferred), strict=True):
         own = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
         places = {value.name: value for value in (*graph.value_info, *graph.output, *graph.input)}
         for node in reversed(graph.node):
@@ -67,12 +72,9 @@ def contradicts_readers(main: onnx.GraphProto, inferred: onnx.GraphProto, declar
         inferred: The same after inference.
         declared: For each graph, in the order of `nested`: the names of what it declares.
     """
-    outer: dict[str, tuple[Shape | None, str]] = {}
-    for graph, known, names in zip(nested(main), nested(inferred), declared, strict=True):
-        types = outer | value_types(known)
-        outer = outer or types
+    for graph, types, names in zip(nested(main), types_by_graph(inferred), declared, strict=True):
         for name, proved, _ in (proof for node in graph.node for proof in _proofs(node, types)):
-            shape = types.get(name, (None, ""))[0] if name in names else None
+            shape = shape_in(types, name) if name in names else None
             if shape is not None and (len(shape) != len(proved) or any(map(_differ, shape, proved))):
                 return True
     return False
@@ -90,16 +92,16 @@ def contradicts_turns(main: onnx.GraphProto, declared: Sequence[Container[str]])
     for node, outer, body, held in _loops(main, {}, names):
         known = value_types(body)
         for first, given, last in zip(node.input[2:], body.input[2:], body.output[1:], strict=False):
-            shape = _shape(known, given.name) if given.name in held else None
-            for other in (_shape(outer, first), _shape(known, last.name)) if shape is not None else ():
+            shape = shape_in(known, given.name) if given.name in held else None
+            for other in (shape_in(outer, first), shape_in(known, last.name)) if shape is not None else ():
                 if other is None or len(other) != len(shape or ()) or any(map(_is_other, shape or (), other)):
                     return True
     return False
 
 
 def _loops(
-    graph: onnx.GraphProto, outer: Types, declared: Iterator[Container[str]]
-) -> Iterator[tuple[onnx.NodeProto, Types, onnx.GraphProto, Container[str]]]:
+    graph: onnx.GraphProto, outer: ValueTypes, declared: Iterator[Container[str]]
+) -> Iterator[tuple[onnx.NodeProto, ValueTypes, onnx.GraphProto, Container[str]]]:
     """The Loops of a graph and of those inside it: the types around each, its body, and what that declares."""
     types = {**outer, **value_types(graph)}
     for node in graph.node:
@@ -132,22 +134,14 @@ def _merged(known: tuple[Shape | None, str], shape: Shape, dtype: str) -> tuple[
     return None if sizes == old else (sizes, old_dtype or dtype)
 
 
-def _proofs(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+def _proofs(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
     """What a node that runs proves of what it reads."""
     rule = _RULES.get(node.op_type) if is_standard(node, node.op_type) else None
     if rule is not None and node.input and node.output:
         yield from rule(node, types)
 
 
-def _shape(types: Types, name: str) -> Shape | None:
-    return types.get(name, (None, ""))[0]
-
-
-def _dtype(types: Types, name: str) -> str:
-    return types.get(name, (None, ""))[1]
-
-
-def _convolution(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+def _convolution(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
     weight, dtype = types.get(node.input[1], (None, ""))
     if weight is None or len(weight) < 3:
         return
@@ -157,61 +151,61 @@ def _convolution(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
     yield node.input[0], (None, channels, *(None for _ in weight[2:])), dtype
 
 
-def _gemm(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+def _gemm(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
     weight, dtype = types.get(node.input[1], (None, ""))
     rows = None if weight is None or len(weight) != 2 else weight[1 if int_attribute(node, "transB", 0) else 0]
     yield node.input[0], ((rows, None) if int_attribute(node, "transA", 0) else (None, rows)), dtype
 
 
-def _same_shape(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
-    shape = _shape(types, node.output[0])
+def _same_shape(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
+    shape = shape_in(types, node.output[0])
     channels = None
     if node.op_type == "BatchNormalization":
-        parameters = _shape(types, node.input[1])
+        parameters = shape_in(types, node.input[1])
         channels = parameters[0] if parameters is not None and len(parameters) == 1 else None
     if shape is None:
         return
     if isinstance(channels, int) and len(shape) > 1:
         shape = (shape[0], channels, *shape[2:])
-    dtype = "" if node.op_type in _OTHER_TYPE else _dtype(types, node.output[0])
+    dtype = "" if node.op_type in _OTHER_TYPE else dtype_in(types, node.output[0])
     yield node.input[0], shape, dtype
 
 
-def _same_channels(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
-    shape = _shape(types, node.output[0])
+def _same_channels(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
+    shape = shape_in(types, node.output[0])
     if shape is not None:
-        yield node.input[0], (*shape[:2], *(None for _ in shape[2:])), _dtype(types, node.output[0])
+        yield node.input[0], (*shape[:2], *(None for _ in shape[2:])), dtype_in(types, node.output[0])
 
 
-def _same_rank(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
-    shape = _shape(types, node.output[0])
+def _same_rank(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
+    shape = shape_in(types, node.output[0])
     if shape is not None:
-        yield node.input[0], (None,) * len(shape), _dtype(types, node.output[0])
+        yield node.input[0], (None,) * len(shape), dtype_in(types, node.output[0])
 
 
-def _concat(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
-    shape = _shape(types, node.output[0])
+def _concat(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
+    shape = shape_in(types, node.output[0])
     if shape is None:
-        shape = next((found for name in node.input if (found := _shape(types, name)) is not None), None)
+        shape = next((found for name in node.input if (found := shape_in(types, name)) is not None), None)
     for name in node.input if shape is not None else ():
-        yield name, (None,) * len(shape or ()), _dtype(types, node.output[0])
+        yield name, (None,) * len(shape or ()), dtype_in(types, node.output[0])
 
 
-def _arithmetic(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
+def _arithmetic(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
     """An operand has the rank of the result if the other one has less."""
-    shape = _shape(types, node.output[0])
+    shape = shape_in(types, node.output[0])
     first, second = node.input
     for name, other in ((first, second), (second, first)):
-        operand = _shape(types, other)
+        operand = shape_in(types, other)
         if shape is not None and operand is not None and len(operand) < len(shape):
-            yield name, (None,) * len(shape), _dtype(types, node.output[0])
+            yield name, (None,) * len(shape), dtype_in(types, node.output[0])
 
 
-def _depth(node: onnx.NodeProto, types: Types) -> Iterator[Proof]:
-    yield node.input[0], (None,) * 4, _dtype(types, node.output[0])
+def _depth(node: onnx.NodeProto, types: ValueTypes) -> Iterator[Proof]:
+    yield node.input[0], (None,) * 4, dtype_in(types, node.output[0])
 
 
-_RULES: Mapping[str, Callable[[onnx.NodeProto, Types], Iterator[Proof]]] = {
+_RULES: Mapping[str, Callable[[onnx.NodeProto, ValueTypes], Iterator[Proof]]] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolution),
     "Gemm": _gemm,
     **dict.fromkeys(_SAME_SHAPE, _same_shape),

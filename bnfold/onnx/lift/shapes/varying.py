@@ -6,7 +6,7 @@ goes round in a Loop may grow axes. What is declared is true of one run, and so 
 
 import onnx
 
-from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.lift.types import ValueTypes, shape_in, types_by_graph
 from bnfold.onnx.proto.names import find_attribute, is_standard, nested
 
 _BY_WHAT_IS_INSIDE = ("If", "Loop", "OptionalGetElement", "Scan", "SequenceAt")
@@ -20,12 +20,9 @@ def values_of_varying_rank(inferred: onnx.GraphProto) -> frozenset[str]:
         inferred: The main graph of a skeleton after inference, its nodes in the order in which they run.
     """
     found: set[str] = set()
-    outer: ValueTypes = {}
-    for graph in nested(inferred):
-        types = {**outer, **value_types(graph)}
-        outer = outer or types
+    for graph, types in zip(nested(inferred), types_by_graph(inferred), strict=True):
         for node in graph.node:
-            unknown = {name for name in node.output if name and _shape(types, name) is None}
+            unknown = {name for name in node.output if name and shape_in(types, name) is None}
             if not found.isdisjoint(node.input) or _decides_at_run_time(node, types):
                 found |= unknown
     return frozenset(found)
@@ -34,9 +31,5 @@ def values_of_varying_rank(inferred: onnx.GraphProto) -> frozenset[str]:
 def _decides_at_run_time(node: onnx.NodeProto, types: ValueTypes) -> bool:
     if is_standard(node, "Squeeze"):
         has_axes = any(node.input[1:]) or find_attribute(node, "axes") is not None
-        return not has_axes and _shape(types, node.input[0]) is not None
+        return not has_axes and shape_in(types, node.input[0]) is not None
     return is_standard(node, *_BY_WHAT_IS_INSIDE)
-
-
-def _shape(types: ValueTypes, name: str) -> Shape | None:
-    return types.get(name, (None, ""))[0]

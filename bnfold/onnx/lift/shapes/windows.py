@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import helper
 
-from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.lift.types import Shape, ValueTypes, shape_in, types_by_graph
 from bnfold.onnx.proto.names import int_attribute, ints_attribute, is_standard, nested, string_attribute
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool")
@@ -25,10 +25,7 @@ def mend_sizes(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
         Whether there was any.
     """
     mended = False
-    outer: ValueTypes = {}
-    for graph, known in zip(nested(main), nested(inferred), strict=True):
-        types = {**outer, **value_types(known)}
-        outer = outer or types
+    for graph, types in zip(nested(main), types_by_graph(inferred), strict=True):
         for node in graph.node:
             if is_standard(node, "ConvTranspose"):
                 mended |= _mend_transposed(node, types)
@@ -39,7 +36,7 @@ def mend_sizes(main: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
 
 def _mend_transposed(node: onnx.NodeProto, types: ValueTypes) -> bool:
     wanted = ints_attribute(node, "output_shape")
-    source, weight = (types.get(name, (None, ""))[0] for name in node.input[:2]) if wanted else (None, None)
+    source, weight = (shape_in(types, name) for name in node.input[:2]) if wanted else (None, None)
     if source is None or weight is None or not len(source) == len(weight) == len(wanted) + 2:
         return False
     read = source[2:]
@@ -66,7 +63,7 @@ def _whole_sizes(node: onnx.NodeProto, read: Shape, kernel: Shape) -> list[int |
 
 
 def _mend_pool(node: onnx.NodeProto, types: ValueTypes) -> bool:
-    source, result = (types.get(name, (None, ""))[0] for name in (node.input[0], node.output[0]))
+    source, result = (shape_in(types, name) for name in (node.input[0], node.output[0]))
     if source is None or result is None or len(source) != len(result):
         return False
     sizes = [*_pooled(node, source[2:])]
