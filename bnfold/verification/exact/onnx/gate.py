@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
+from itertools import tee
 
 import onnx
 
@@ -54,9 +56,9 @@ def check_onnx(model: OnnxModel, folded: FoldedOnnx, options: FoldOptions) -> Ex
 
 def _in_order(model: OnnxModel) -> OnnxModel:
     """A copy without what only a fold with `repair` would mend: regions are cut in the order of the nodes."""
-    copy = model.copy()
-    normalise(copy.proto)
-    return copy
+    ordered = model.copy()
+    normalise(ordered.proto)
+    return ordered
 
 
 def _check(model: OnnxModel, real: FoldedOnnx, options: FoldOptions) -> Exact:
@@ -98,31 +100,13 @@ def _compare(original: OnnxModel, folded: OnnxModel) -> Exact:
     for value in original.proto.graph.output:
         if cut.pairing.partners.get(value.name) != value.name:
             return Exact(Verdict.FAIL, f"the output {value.name!r} is computed by nothing")
-    sizes = _Sizes(sized_types(cut.original, cut.types), 2 if is_open(cut.original) else 1)
-    compared = (_compare_region(region, cut.original, sizes) for region in each(cut.regions, "region"))
-    return summed_up([found for found in compared if found is not None], len(cut.regions), sizes.wanted)
+    wanted = 2 if is_open(cut.original) else 1
+    (sizes,) = tee(sized_types(cut.original, cut.types), 1)  # a copy of it works out what no other has asked for yet
+    compared = (_compare_region(region, cut.original, copy(sizes), wanted) for region in each(cut.regions, "region"))
+    return summed_up([found for found in compared if found is not None], len(cut.regions), wanted)
 
 
-class _Sizes:
-    """Choices of open sizes, worked out when a region asks for them."""
-
-    def __init__(self, source: Iterator[ValueTypes], wanted: int) -> None:
-        self._source, self._known = source, list[ValueTypes]()
-        self.wanted = wanted
-
-    def __iter__(self) -> Iterator[ValueTypes]:
-        position = 0
-        while True:
-            if position == len(self._known):
-                following = next(self._source, None)
-                if following is None:
-                    return
-                self._known.append(following)
-            yield self._known[position]
-            position += 1
-
-
-def _compare_region(region: Region, original: OnnxModel, sizes: _Sizes) -> Unproved | None:
+def _compare_region(region: Region, original: OnnxModel, sizes: Iterator[ValueTypes], wanted: int) -> Unproved | None:
     """What keeps a region from being proved; None if it is equal at as many sizes as are wanted."""
     if region.reason:
         return Unproved(region.nodes, "", region.reason, wrong=region.broken)
@@ -144,7 +128,7 @@ def _compare_region(region: Region, original: OnnxModel, sizes: _Sizes) -> Unpro
         if verdict is not Verdict.PASS:
             return Unproved(region.nodes, value, clause, wrong=verdict is Verdict.FAIL)
         equal += 1
-        if equal == sizes.wanted:
+        if equal == wanted:
             return None
     # Some models are valid at one size of what they leave open.
     return None if equal else Unproved(region.nodes, "", trouble, wrong=False)
