@@ -40,6 +40,7 @@ from bnfold.onnx.proto.normalise import normalise
 from bnfold.verification.inputs.feeds import Feed, FeedRequest, make_feeds
 from bnfold.verification.inputs.sampling import declared_inputs
 from bnfold.verification.runtime.devices import Device, DeviceRequest, cpu_device, cuda_device, tensorrt_device
+from bnfold.verification.runtime.limits import run_apart
 from bnfold.verification.runtime.sessions import (
     FailureKind,
     RuntimeFailure,
@@ -184,6 +185,7 @@ class _Deployed:
 
         Raises:
             RuntimeFailure: The model does not run on these inputs.
+            VerificationError: It does not end.
         """
         import onnxruntime
 
@@ -196,6 +198,9 @@ class _Deployed:
             session.run_with_iobinding(binding, run_options)
             binding.synchronize_outputs()
 
+        def stop() -> None:
+            run_options.terminate = True
+
         try:
             for name, array in feed.items():
                 # Copies to the device here, once, and not in every run.
@@ -203,8 +208,10 @@ class _Deployed:
             for name in self.outputs:
                 binding.bind_output(name, memory)
             binding.synchronize_inputs()
-            call()
+            run_apart(call, stop)
             values = binding.get_outputs()
+        except BnfoldError:
+            raise
         except Exception as error:
             raise failure_of(error) from error
         outputs = tuple(

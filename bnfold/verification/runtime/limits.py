@@ -81,23 +81,25 @@ def run_apart(run: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
             results.append(run())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             errors.append(error)
+        finally:
+            over.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    # Python 3.11 takes a thread for ended once a join of it was interrupted, so it is not joined.
+    over = threading.Event()
+    threading.Thread(target=work, daemon=True).start()
     deadline = time.monotonic() + limit_s
     try:
-        while thread.is_alive():
-            thread.join(min(_AGAIN_S, limit_s))  # not every system interrupts a longer wait
-            if thread.is_alive() and time.monotonic() > deadline:
+        while not over.wait(min(_AGAIN_S, limit_s)):  # not every system interrupts a longer wait
+            if time.monotonic() > deadline:
                 raise _over(limit_s)
-            if thread.is_alive() and memory_of_all() < _RESERVE_NBYTES:
+            if memory_of_all() < _RESERVE_NBYTES:
                 raise VerificationError(
                     "a run of the model takes all the memory that is left, so nothing can be compared",
                     hint="Give smaller inputs with --input, or more memory.",
                 )
     except BaseException:
         stop()
-        thread.join(_GRACE_S)
+        over.wait(_GRACE_S)
         raise
     for error in errors:
         raise error

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -69,14 +70,33 @@ def test_a_loop_without_end_in_a_region_that_was_folded(way: str, tmp_path: Path
     assert time.monotonic() - started < 20
 
 
-def test_a_loop_without_end_is_interrupted() -> None:
+@pytest.fixture
+def interruption() -> Iterator[threading.Timer]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without one
-    try:
-        threading.Timer(1, _thread.interrupt_main).start()
-        with pytest.raises(KeyboardInterrupt):
-            verify(endless(), endless(), device="cpu")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    yield threading.Timer(1, _thread.interrupt_main)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("run", [verify, bnfold.benchmark])
+def test_a_loop_without_end_is_interrupted(run: Callable[..., object], interruption: threading.Timer) -> None:
+    interruption.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(endless(), endless(), device="cpu")
+
+
+def test_a_run_that_was_interrupted_has_ended(interruption: threading.Timer) -> None:
+    """A process that ends while the runtime still runs is aborted."""
+    stopped, ended = threading.Event(), threading.Event()
+
+    def run() -> None:
+        stopped.wait(60)
+        time.sleep(0.2)
+        ended.set()
+
+    interruption.start()
+    with pytest.raises(KeyboardInterrupt):
+        limits.run_apart(run, stopped.set)
+    assert ended.is_set()
 
 
 def test_a_loop_without_end_in_torch() -> None:
