@@ -1,4 +1,4 @@
-"""A model that is run a part at a time, so that the weights of one part are in memory and no more.
+"""A large model that is run a part at a time, so that the weights of one part are in memory and no more.
 
     nodes    0 … i │ i … j │ …     in the order of the graph; each part is a session of its own
     weights  0 … i │ i … j │ …     read when a part begins, given back when it ends
@@ -25,6 +25,9 @@ from bnfold.verification.runtime.sessions import Session
 PART_NBYTES = 1 << 28
 """How much the weights of one part may take; a node that reads more is a part of its own."""
 
+PART_NODES = 4000
+"""How many nodes one part may have: onnxruntime takes longer than in proportion to get more ready, unstoppably."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -46,7 +49,7 @@ class _Part:
 
 
 class InParts:
-    """A model that is ready to run, as a whole if its weights are small.
+    """A model that is ready to run, as a whole if it is small.
 
     Args:
         proto: The model, its nodes in order. What `nbytes` names is among its inputs, or an initializer that it
@@ -161,12 +164,12 @@ def _parts_of(graph: onnx.GraphProto, nbytes: Mapping[str, int]) -> list[_Part]:
 
 
 def _split(reads: Sequence[frozenset[str]], nbytes: Mapping[str, int]) -> Iterator[range]:
-    """Numbers of nodes, as many in a row as read little enough."""
+    """Numbers of nodes, as many in a row as are few enough and read little enough."""
     start, held, held_nbytes = 0, set[str](), 0
     for index, names in enumerate(reads):
         needed = (names & nbytes.keys()) - held
         needed_nbytes = sum(nbytes[name] for name in needed)
-        if held and held_nbytes + needed_nbytes > PART_NBYTES:
+        if index - start == PART_NODES or (held and held_nbytes + needed_nbytes > PART_NBYTES):
             yield range(start, index)
             start, held = index, set()
             needed = names & nbytes.keys()

@@ -101,6 +101,8 @@ class Session:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             # Threads that spin while they wait for work take a third of the processor time, and other processes' cores.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            # To plan which results share memory takes longer than in proportion to their number, and is for many runs.
+            options.enable_mem_reuse = options.enable_mem_pattern = False
         options.intra_op_num_threads = device.threads or 0
         options.log_severity_level = _SILENT
         options.use_deterministic_compute = True

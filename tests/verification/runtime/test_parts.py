@@ -78,11 +78,12 @@ BODIES = {
 
 
 @pytest.mark.parametrize("inputs", [True, False])
+@pytest.mark.parametrize("limit", ["PART_NBYTES", "PART_NODES"])
 @pytest.mark.parametrize(("body", "outputs", "in_parts"), BODIES.values(), ids=BODIES)
 def test_parts_give_what_the_whole_gives(
-    body: str, outputs: str, in_parts: bool, inputs: bool, monkeypatch: pytest.MonkeyPatch
+    body: str, outputs: str, in_parts: bool, limit: str, inputs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "PART_NBYTES", 1)
+    monkeypatch.setattr(parts, limit, 1)
     draw = np.random.default_rng(0)
     feeds = [{"x": draw.standard_normal((size, 3)).astype(np.float32)} for size in (2, 5)]
     expected, found, made = run_both(model_of(body, outputs), feeds, inputs=inputs)
