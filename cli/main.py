@@ -123,7 +123,9 @@ def main() -> None:
     except ClickError as error:
         fail_to_parse(error)
     except Exception as error:  # noqa: BLE001 - the last door: what the machine is not short of is our bug
-        fail_with(explained(error))
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps it while a class is being made
+            fail_with(explained(error))
+        code = INTERRUPTED_EXIT_CODE
     if code == INTERRUPTED_EXIT_CODE:  # typer makes one of an interruption, and says nothing
         tell("interrupted; no file was left half written.")
         sys.exit(_SIGNAL_EXIT_CODE + received.pop() if received else INTERRUPTED_EXIT_CODE)

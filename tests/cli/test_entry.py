@@ -30,16 +30,20 @@ def test_python_m_and_the_version():
         assert done.stdout.startswith("bnfold ")
 
 
-def test_an_interruption_during_the_imports():
+@pytest.mark.parametrize(
+    ("module", "error"), [("typer", "KeyboardInterrupt"), ("bnfold.api", "RuntimeError() from KeyboardInterrupt()")]
+)
+def test_an_interruption_during_the_imports(module, error):
+    """Python 3.11 raises a RuntimeError from one that comes while a class is being made."""
     program = (
         "import sys\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'typer': raise KeyboardInterrupt\n"
+        f"        if name == {module!r}: raise {error}\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         "from bnfold.__main__ import main; main()"
     )
-    done = python(program)
+    done = python(program, "inspect", "model.onnx")
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "interrupted; no file was left half written.\n"
 
