@@ -118,9 +118,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Network]:
-    folder = tmp_path_factory.mktemp("zoo")
-    return {model.name: Network(model, folder) for model in ZOO}
+def networks(exported: Path) -> dict[str, Network]:
+    return {model.name: Network(model, exported) for model in ZOO}
 
 
 @pytest.fixture(scope="module", params=CASES)

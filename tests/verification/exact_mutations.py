@@ -180,8 +180,8 @@ def real_subjects() -> Iterator[Subject]:
     for entry in zoo.ZOO:
         if entry.name in REAL:
             with tempfile.TemporaryDirectory() as folder:
-                files = zoo.export_all(entry, entry.build(), Path(folder))
-                yield subject(entry.name, onnx.load(files[Variant.TORCHSCRIPT_RAW]), is_large=True)
+                file = zoo.exported(entry, entry.build(), Path(folder), Variant.TORCHSCRIPT_RAW)
+                yield subject(entry.name, onnx.load(file), is_large=True)
 
 
 REAL = (

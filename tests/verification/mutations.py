@@ -97,7 +97,7 @@ def zoo_network(name: str) -> Network:
     entry = next(entry for entry in zoo.ZOO if entry.name == name)
     built = entry.build()
     with tempfile.TemporaryDirectory() as folder:
-        model = onnx.load(zoo.export_all(entry, built, Path(folder))[Variant.TORCHSCRIPT_RAW])
+        model = onnx.load(zoo.exported(entry, built, Path(folder), Variant.TORCHSCRIPT_RAW))
     arrays = {f"input_{index}": value.numpy() for index, value in enumerate(built[1])}
     return Network(name, model, {value.name: arrays[value.name] for value in model.graph.input})
 

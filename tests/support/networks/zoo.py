@@ -5,6 +5,7 @@ of them `bnfold.fold` leaves, and which exporters fail on which network.
 """
 
 import copy
+import fcntl
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from exporters import DYNAMO, TORCHSCRIPT, Variant, export, export_dynamo, expor
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ZOO", "Variant", "ZooModel", "batch_norms", "export", "export_all", "reference_outputs"]
+__all__ = ["ZOO", "Variant", "ZooModel", "batch_norms", "export", "export_all", "exported", "reference_outputs"]
 
 SEED = 20240531
 
@@ -225,15 +226,21 @@ def reference_outputs(built: Built) -> list[np.ndarray]:
 
 
 def export_all(model: ZooModel, built: Built, folder: Path) -> dict[Variant, Path]:
-    """Writes every variant that is not known to fail."""
+    """Writes every variant that is not known to fail; see `exported`."""
+    return {variant: exported(model, built, folder, variant) for variant in Variant if variant not in model.failures}
+
+
+def exported(model: ZooModel, built: Built, folder: Path, variant: Variant) -> Path:
+    """Writes one variant, unless the folder has it already; of several processes one does."""
     paths = {variant: folder / f"{model.name}-{variant.name.lower()}.onnx" for variant in Variant}
-    paths = {variant: path for variant, path in paths.items() if variant not in model.failures}
-    for variant in TORCHSCRIPT:
-        if variant in paths:
+    with (folder / f"{model.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = not paths[variant].exists()
+        if missing and variant in DYNAMO:
+            export_dynamo(built, paths[Variant.DYNAMO_RAW], paths[Variant.DYNAMO_OPTIMIZED])
+        elif missing:
             export_variant(built, paths[variant], variant)
-    if Variant.DYNAMO_RAW in paths:
-        export_dynamo(built, paths[Variant.DYNAMO_RAW], paths[Variant.DYNAMO_OPTIMIZED])
-    return paths
+    return paths[variant]
 
 
 def batch_norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
-from exporters import export as export_file
+import zoo
 from torch import nn
 from torch_lifting import export, fold_program
-from zoo import ZooModel
+from zoo import Variant, ZooModel
 
 from bnfold.graph import Kind
 from bnfold.onnx.file.load import load
@@ -61,20 +61,20 @@ SLOW = (
 
 
 @pytest.mark.parametrize("network", QUICK, ids=lambda network: network.__name__)
-def test_both_roads_plan_the_same(network, tmp_path):
-    compare(network, tmp_path)
+def test_both_roads_plan_the_same(network, exported):
+    compare(network, exported)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", SLOW, ids=lambda network: network.__name__)
-def test_both_roads_plan_the_same_for_larger_networks(network, tmp_path):
-    compare(network, tmp_path)
+def test_both_roads_plan_the_same_for_larger_networks(network, exported):
+    compare(network, exported)
 
 
-def compare(network: Callable[[], architectures.Built], tmp_path: Path) -> None:
-    module, inputs = ZooModel(network).build()
-    export_file((module, inputs), tmp_path / "raw.onnx", exporter="dynamo", constant_folding=False)
-    by_file = plan(lift_onnx(load(tmp_path / "raw.onnx")))
+def compare(network: Callable[[], architectures.Built], folder: Path) -> None:
+    model = ZooModel(network)
+    module, inputs = model.build()
+    by_file = plan(lift_onnx(load(zoo.exported(model, (module, inputs), folder, Variant.DYNAMO_RAW))))
     module.double()
     inputs = tuple(given.double() if given.is_floating_point() else given for given in inputs)
 
