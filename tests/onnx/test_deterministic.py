@@ -59,7 +59,7 @@ def test_bytes_do_not_depend_on_threads_or_hashing(tmp_path: Path) -> None:
         "net.pt2=e.safetensors",
     ]
     found = set()
-    for threads, seed in (("1", "0"), ("2", "1"), ("7", "2")):
+    for threads, seed in (("1", "0"), ("7", "1")):
         place = tmp_path / threads
         place.mkdir()
         count = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)

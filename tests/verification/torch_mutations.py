@@ -77,8 +77,9 @@ class Subject:
             wrong = copy.deepcopy(self.module)
             networks.change_batch_norm(wrong.get_submodule(self.norm), fault)
             yield name, bnfold.fold(wrong, self.inputs).model
+        right = self.folded()
         for name, plant in PLANTS.items():
-            folded = self.folded()
+            folded = copy.deepcopy(right)
             plant(folded, self.layer)
             yield name, folded
 
