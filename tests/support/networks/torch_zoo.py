@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from zoo import ZOO, ZooModel, is_batch_norm, is_frozen_batch_norm
 
 import bnfold
-from bnfold.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,16 @@ class Counted:
 
     Attributes:
         modules: How many batch norm modules it has.
-        plan: What bnfold.fold did.
+        inputs: What it is called with.
+        result: What bnfold.fold gave.
         left: How many batch norm modules the folded network has.
         left_by_fx: How many torch.fx's fuse leaves; None if the network then fails or computes something else.
         error: How far outputs are from the original's in float64, relative to the largest element of each.
     """
 
     modules: int
-    plan: Plan
+    inputs: tuple[Tensor, ...]
+    result: bnfold.FoldResult[nn.Module]
     left: int
     left_by_fx: int | None
     error: float
@@ -49,7 +50,7 @@ def count(model: ZooModel) -> Counted:
     module, inputs = module.double(), tuple(wide(x) for x in inputs)
     result = bnfold.fold(module, inputs)
     error = distance(outputs(result.model, inputs), outputs(module, inputs))
-    return Counted(batch_norms(module), result.plan, batch_norms(result.model), left_by_fx(module, inputs), error)
+    return Counted(batch_norms(module), inputs, result, batch_norms(result.model), left_by_fx(module, inputs), error)
 
 
 def batch_norms(module: nn.Module) -> int:
@@ -110,7 +111,7 @@ def main() -> None:
         found = count(model)
         fx = "wrong" if found.left_by_fx is None else str(found.left_by_fx)
         print(f"| {model.name} | {found.modules} | {fx} | {found.left} | {found.error:.0e} |", flush=True)
-        codes.update(left.code for left in found.plan.left)
+        codes.update(left.code for left in found.result.plan.left)
         by_fx = found.modules if found.left_by_fx is None else found.left_by_fx
         total.update(modules=found.modules, fx=by_fx, bnfold=found.left)
     print(f"| all | {total['modules']} | {total['fx']} | {total['bnfold']} | |")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_zoo import batch_norms, count, distance, outputs, wide
+from torch_zoo import Counted, batch_norms, count, distance, outputs, wide
 from zoo import ZOO, ZooModel
 
 import bnfold
@@ -28,18 +28,35 @@ LEFT = {
 """The batch norms that stay: identity branches (only a graph merges them), norms of a value that others read too."""
 
 
-@pytest.mark.parametrize("model", ZOO, ids=lambda model: model.name)
-def test_every_batch_norm_is_folded_or_left_for_a_reason(model: ZooModel) -> None:
-    found = count(model)
+@pytest.fixture(scope="module", params=ZOO, ids=lambda model: model.name)
+def folded(request: pytest.FixtureRequest) -> tuple[ZooModel, Counted]:
+    return request.param, count(request.param)
+
+
+def test_every_batch_norm_is_folded_or_left_for_a_reason(folded: tuple[ZooModel, Counted]) -> None:
+    model, found = folded
+    plan = found.result.plan
     assert found.error < 1e-10
     left = dict.fromkeys(LEFT.get(model.name, {}), 0)
-    for entry in found.plan.left:
+    for entry in plan.left:
         left[entry.code] = left.get(entry.code, 0) + 1
     assert left == LEFT.get(model.name, {})
-    assert found.plan.batch_norms == found.modules
-    assert found.plan.batch_norms_left == found.left
+    assert plan.batch_norms == found.modules
+    assert plan.batch_norms_left == found.left
     unreached = LEFT.get(model.name, {}).get(StopCode.NOT_REACHED, 0)
     assert found.left_by_fx is None or found.left - unreached <= found.left_by_fx
+
+
+def test_a_folded_state_dict_loads_into_a_fresh_module(folded: tuple[ZooModel, Counted], tmp_path: Path) -> None:
+    model, found = folded
+    found.result.save(tmp_path / "folded.safetensors")
+    fresh = model.build()[0].double()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    loaded = bnfold.load_folded(fresh, tmp_path / "folded.safetensors")
+    for ours, wanted in zip(outputs(loaded, found.inputs), outputs(found.result.model, found.inputs), strict=True):
+        assert torch.equal(ours, wanted)
 
 
 @pytest.mark.parametrize("model", ZOO[::6], ids=lambda model: model.name)
@@ -70,17 +87,3 @@ def perturbed(module: nn.Module, seed: int) -> nn.Module:
                 )
                 tensor.copy_(torch.where(steps == 0, up, torch.where(steps == 1, down, tensor)))
     return moved
-
-
-@pytest.mark.parametrize("model", ZOO, ids=lambda model: model.name)
-def test_a_folded_state_dict_loads_into_a_fresh_module(model: ZooModel, tmp_path: Path) -> None:
-    module, inputs = model.build()
-    result = bnfold.fold(module, inputs)
-    result.save(tmp_path / "folded.safetensors")
-    fresh, _ = model.build()
-    with torch.no_grad():
-        for parameter in fresh.parameters():
-            parameter.zero_()
-    loaded = bnfold.load_folded(fresh, tmp_path / "folded.safetensors")
-    for found, wanted in zip(outputs(loaded, inputs), outputs(result.model, inputs), strict=True):
-        assert torch.equal(found, wanted)
