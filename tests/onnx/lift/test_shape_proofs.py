@@ -155,6 +155,20 @@ def test_shapes_declared_of_constants_hide_nothing() -> None:
     assert shapes(model)["c"] == (1, 4, 6, 6)
 
 
+def test_outputs_that_are_inputs_or_constants_hide_nothing() -> None:
+    body = """
+    agraph (float[1,3,8,8] x) => (float[1,4,6,6] y)
+    {
+      c = Conv (x, w)
+      y = Add (c, k)
+    }
+    """
+    model = network(body, w=random(4, 3, 3, 3), k=random(1, 4, 1, 1))
+    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "k"))
+    assert (found := shapes(model))["c"] == (1, 4, 6, 6)
+    assert (found["x"], found["k"]) == ((1, 3, 8, 8), (1, 4, 1, 1))
+
+
 def test_what_is_declared_does_not_count_where_a_reader_disproves_it() -> None:
     """Channels last, as before a Transpose went: the Conv behind it is for four channels, in front."""
     body = """

@@ -167,6 +167,7 @@ ONE_SIGN = {
     "ConvTranspose": ("[1, 2048, 4, 4]", "ConvTranspose<strides = [2, 2]>(x, w)", (2048, 16, 3, 3), 1),
     "Gemm": ("[64, 4096]", "Gemm<transB = 1>(x, w)", (16, 4096), 1),
     "MatMul": ("[64, 4096]", "MatMul(x, w)", (4096, 16), 1),
+    "Einsum": ("[64, 4096]", 'Einsum<equation = "nc,cd->nd">(x, w)', (4096, 16), 1),
     "MatMul from the left": ("[4096, 64]", "MatMul(w, x)", (16, 4096), 0),
 }
 
@@ -246,11 +247,14 @@ THROUGH = {
     "Div": "n = Div(c, k)",
     "PRelu": "n = PRelu(c, k)",
     "Resize": 'r = Resize<mode = "linear">(c, , up) n = Resize<mode = "nearest">(r, , down)',
+    "Resize, cubic": 'r = Resize<mode = "cubic">(c, , up) n = Resize<mode = "nearest">(r, , down)',
     "Concat and Slice": "r = Concat<axis = 1>(c, c) n = Slice(r, starts, ends, axes)",
     "Pad and Slice": "r = Pad(c, pads) n = Slice(r, starts, ends, axes)",
     "LeakyRelu and Clip": "r = LeakyRelu<alpha = 0.2>(c) n = Clip(r)",
     "GlobalAveragePool": "p = GlobalAveragePool(c) n = Add(c, p)",
     "ConvTranspose": "n = ConvTranspose(c, u)",
+    "Einsum of one": 'r = Einsum<equation = "nchw->nhwc">(c) n = Einsum<equation = "nhwc->nchw">(r)',
+    "Einsum of three": 'n = Einsum<equation = "nchw,cij,cij->nchw">(c, k, k)',
 }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import onnx
 import onnx.shape_inference
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.constants import Constants
@@ -210,6 +210,7 @@ def _take_declared(main: onnx.GraphProto) -> _Declared:
         computed = [value for value in graph.value_info if value.name not in held]
         del graph.value_info[:]
         graph.value_info.extend(computed)
+        _declare_held(graph)
         found: dict[str, onnx.TypeProto] = {}
         for value in _declaring(graph, main=graph is main):
             if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
@@ -217,6 +218,15 @@ def _take_declared(main: onnx.GraphProto) -> _Declared:
                 value.type.tensor_type.ClearField("shape")
         declared.append(found)
     return declared
+
+
+def _declare_held(graph: onnx.GraphProto) -> None:
+    """Says of outputs that are inputs or constants what is known of those."""
+    types = {tensor.name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for tensor in graph.initializer}
+    types |= {value.name: value.type for value in graph.input}
+    for value in graph.output:
+        if value.name in types:
+            value.type.CopyFrom(types[value.name])
 
 
 def _put_declared(

@@ -25,7 +25,7 @@ from bnfold.verification.exact.numbers import Numbers
 from bnfold.verification.exact.onnx.regions import Region, regions_of
 from bnfold.verification.exact.onnx.running import Runner
 from bnfold.verification.exact.onnx.sizes import is_open, sized_types
-from bnfold.verification.exact.onnx.stand_in import stand_in, sum_exactly
+from bnfold.verification.exact.onnx.stand_in import compute_exactly, stand_in
 from bnfold.verification.exact.plans import difference
 from bnfold.verification.onnx.outputs.deciding import made_of_shapes
 from bnfold.verification.runtime.sessions import FailureKind, RuntimeFailure
@@ -73,8 +73,8 @@ def _check(model: OnnxModel, real: FoldedOnnx, options: FoldOptions) -> Exact:
         if not other and _structure(real.model) != _structure(folded.model):
             other = "the graphs differ"
         if not other:
-            sum_exactly(original)
-            sum_exactly(folded.model)
+            compute_exactly(original)
+            compute_exactly(folded.model)
             return _compare(original, folded.model)
     return Exact(Verdict.INCONCLUSIVE, f"small numbers do not give the same plan: {other}")
 

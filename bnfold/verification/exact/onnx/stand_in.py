@@ -31,6 +31,7 @@ from bnfold.onnx.proto.normalise import normalise
 from bnfold.onnx.proto.walk import all_nodes
 from bnfold.planning.recognised import is_last_factor
 from bnfold.verification.exact.numbers import Numbers, small_epsilon
+from bnfold.verification.onnx.sites.cubic import is_cubic, taking_the_nearest
 
 _Small = Callable[[Array], Float64Array]
 
@@ -61,13 +62,19 @@ def stand_in(model: OnnxModel, numbers: Numbers) -> OnnxModel:
     return copy
 
 
-def sum_exactly(model: OnnxModel) -> None:
-    """Lets each MatMulNBits compute with its input as it is, in place; what it rounds by itself, a plan looks at."""
+def compute_exactly(model: OnnxModel) -> None:
+    """Lets operators compute in a form that rounds nothing, in place; a plan looks at that of some.
+
+    A MatMulNBits takes its input as it is, and a cubic Resize the nearest element: its weights, which are none of the
+    model, sum to one in both forms.
+    """
     for graph in (model.proto.graph, *model.proto.functions):
         for node in all_nodes(graph.node):
             for given in node.attribute if is_block_product(node) else ():
                 if given.name == "accuracy_level":
                     given.i = 1
+            if is_cubic(node):
+                node.CopyFrom(taking_the_nearest(node))
 
 
 class _Writer:

@@ -13,6 +13,7 @@ carried through a region in place of values:
     Relu, Clip, MaxPool, Reshape, …     m, or the same operation on m
     Max, Min; Where                     the larger of m₁ and m₂; that of the one which is chosen
     GlobalAveragePool, ReduceMean, …    the same operation on m, times 1 + 2 · carried, for each side; see `averages`
+    Resize in cubic mode                the largest m around, times the sum of the absolute weights; see `cubic`
     Sigmoid, Tanh, …                    m + |result|: their slope is at most about 1
     onnxruntime's FusedConv             the same of Conv, with b + z for b, and |result|
     onnxruntime's MatMulNBits           the same of MatMul; its weight is what it makes of the identity
@@ -41,6 +42,7 @@ from bnfold.onnx.proto.names import (
 from bnfold.verification.judging.drift import drift, terms_of_transposed
 from bnfold.verification.judging.sites import NoBoundError
 from bnfold.verification.onnx.sites.averages import carried, may_be_carried
+from bnfold.verification.onnx.sites.cubic import cubic_magnitude, is_cubic
 from bnfold.verification.onnx.sites.emitter import FLOAT, Emitter
 
 MAPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "Einsum"})
@@ -127,29 +129,33 @@ def _terms(node: onnx.NodeProto, read: list[Operand | None]) -> int:
     """How many products a map adds up; 0 where only the run tells, and for types whose sums are kept in a wider one."""
     if any(operand.data_type in _SMALLEST_NORMAL for operand in _given(read[:2])):
         return 0
-    first, second = ([] if operand is None else _sizes(operand) for operand in read[:2])
+    first, second = [[] if operand is None else _sizes(operand) for operand in (*read, None)[:2]]
     if node.op_type == "MatMul":
         return (second or [0])[-2:][0] or (first or [0])[-1]
     if node.op_type == "Gemm":
         return (second or [0])[-1 if int_attribute(node, "transB", 0) else 0]
     if node.op_type == "Einsum":
-        return _summed_by(string_attribute(node, "equation", ""), first, second)
+        return _summed_by(string_attribute(node, "equation", ""), _given(read))
     if node.op_type == "ConvTranspose" and second:
         strides = ints_attribute(node, "strides") or [1] * len(second[2:])
         return terms_of_transposed(second, int_attribute(node, "group", 1), strides)
     return math.prod(second[1:]) if second else 0
 
 
-def _summed_by(equation: str, *sizes: Sequence[int]) -> int:
-    """How many products an Einsum adds up along the letters that both operands have."""
-    operands, _, result = equation.replace(" ", "").partition("->")
+def _summed_by(equation: str, operands: Sequence[Operand]) -> int:
+    """How many products an Einsum adds up: along all letters that its result does not have."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
     known = {
         letter: size
-        for term, shape in zip(operands.split(","), sizes, strict=True)
-        for letter, size in zip(term, shape if "." not in term else (), strict=False)
+        for term, operand in zip(terms.split(","), operands, strict=False)
+        for letter, size in zip(term, _sizes(operand) if "." not in term else (), strict=False)
     }
-    both = {letter for letter in known if operands.count(letter) == len(sizes)}
-    return math.prod(known[letter] for letter in both - {*result})
+    return math.prod(size for letter, size in known.items() if letter not in (result if arrow else _once(terms)))
+
+
+def _once(terms: str) -> set[str]:
+    """The letters of an Einsum's result that is not spelled out."""
+    return {letter for letter in terms if terms.count(letter) == 1}
 
 
 def _sizes(operand: Operand) -> Sequence[int]:
@@ -262,9 +268,13 @@ def _pad(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], _: 
 
 
 def _resize(emitter: Emitter, node: onnx.NodeProto, read: list[Operand | None], results: list[str]) -> list[str]:
-    if string_attribute(node, "mode", "nearest") == "cubic":
-        raise NoBoundError("Resize in cubic mode")
-    return _rearranged(emitter, node, read, results)
+    data, *rest = read
+    if data is None or float_attribute(node, "extrapolation_value", 0.0) < 0:
+        raise NoBoundError("Resize with a negative value around")
+    if not is_cubic(node):
+        return _rearranged(emitter, node, read, results)
+    inputs = [data.magnitude(), *("" if operand is None else operand.value for operand in rest)]
+    return cubic_magnitude(emitter, node, inputs)
 
 
 def _prelu(emitter: Emitter, _: onnx.NodeProto, read: list[Operand | None], __: list[str]) -> list[str]:
