@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from bnfold.algebra.rounding import STORAGE_DTYPES, Array, Float64Array, round_once
+from bnfold.algebra.rounding import STORAGE_DTYPES, Array, Float64Array, loses_digits, round_once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +88,12 @@ class Affine:
         return self.then(following)
 
     def fits(self, dtype_name: str) -> bool:
-        """Whether both arrays can be stored, finite, in the floating-point dtype that numpy calls `dtype_name`."""
+        """Whether both arrays can be stored in the dtype that numpy calls `dtype_name`: finite, and with its digits."""
         if not dtype_name or np.dtype(dtype_name) not in STORAGE_DTYPES:
             return False
         arrays = (round_once(array, np.dtype(dtype_name)) for array in (self.scale, self.shift))
-        return all(bool(np.isfinite(array).all()) for array in arrays)
+        finite = all(bool(np.isfinite(array).all()) for array in arrays)
+        return finite and not loses_digits(self.scale, np.dtype(dtype_name))
 
     def along(self, axis: int, size: int) -> "Affine | None":
         """The same affine as two vectors along one axis, or None where it varies along another one.

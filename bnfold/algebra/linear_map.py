@@ -24,7 +24,7 @@ import numpy as np
 
 from bnfold.algebra.affine import Affine
 from bnfold.algebra.quantised import QuantisedTensor
-from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, round_into, round_once
+from bnfold.algebra.rounding import Array, DType, Float64Array, largest_finite, loses_digits, round_into, round_once
 from bnfold.algebra.tensor import ArrayTensor, Tensor, rows_of
 
 PADS_WITH_ZEROS = "pads its input with zeros, so its border outputs miss part of the kernel"
@@ -257,20 +257,29 @@ class Folding:
             channel 3".
         """
         linear = self.linear
-        if not isinstance(linear.weight, QuantisedTensor) and not self._weight_is_bounded():
-            new = _as_rows(linear, linear.channels_first(self.weight()))
-            by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
-            by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)
-            flat = by_channel.reshape(linear.out_channels, -1)
-            clause = _first_not_finite(flat, "weight", linear.weight)
-            if clause is not None:
-                return clause
+        clause = None if isinstance(linear.weight, QuantisedTensor) else self._defect_of_weight()
+        if clause is not None:
+            return clause
         bias = self.bias()
         if bias is None:
             return None
         axis = linear.output_axis if linear.is_product else -1
         by_channel = bias if bias.ndim == 1 else np.moveaxis(bias, axis, 0)
         return _first_not_finite(by_channel.reshape(len(by_channel), prod(by_channel.shape[1:])), "bias", linear.bias)
+
+    def _defect_of_weight(self) -> str | None:
+        linear, dtype = self.linear, self.linear.weight.dtype
+        if prod(linear.shape) == 0:
+            return None
+        largest, bound = self._largest_by_row()
+        if loses_digits(bound, dtype) and bound.max() < largest.max():
+            return f"the new weight is too small for the digits of {dtype}, whose smallest normal number is larger"
+        if (bound < 0.999 * largest_finite(dtype)).all():
+            return None
+        new = _as_rows(linear, linear.channels_first(self.weight()))
+        by_channel = new.reshape(linear.groups, -1, *new.shape[1:])
+        by_channel = by_channel if linear.out_first else np.swapaxes(by_channel, 1, 2)
+        return _first_not_finite(by_channel.reshape(linear.out_channels, -1), "weight", linear.weight)
 
     def _scales(self) -> tuple[Float64Array | None, Float64Array | None]:
         """Scales for the rows, shape (R, 1, 1), and the columns, (1, C, 1) or (R, C, 1), of the weight."""
@@ -284,10 +293,8 @@ class Folding:
             columns = np.repeat(columns, linear.shape[0] // linear.groups, axis=0)
         return rows, columns
 
-    def _weight_is_bounded(self) -> bool:
-        """A cheap sufficient test that no new weight overflows: one pass over the old ones, no copy."""
-        if prod(self.linear.shape) == 0:
-            return True
+    def _largest_by_row(self) -> tuple[Float64Array, Float64Array]:
+        """The largest old weight of each row, and a bound for the new ones: one pass over the old ones, no copy."""
         row_scale, column_scale = self._scales()
         highest = np.empty(self.linear.shape[0], self.linear.weight.dtype)
         lowest = np.empty_like(highest)
@@ -296,11 +303,12 @@ class Folding:
                 by_row = old.reshape(len(old), -1)
                 highest[block], lowest[block] = by_row.max(axis=1), by_row.min(axis=1)
             largest = np.maximum(np.abs(highest), np.abs(lowest)).astype(np.float64)
+            bound = largest
             if row_scale is not None:
-                largest = largest * np.abs(row_scale.reshape(-1))
+                bound = bound * np.abs(row_scale.reshape(-1))
             if column_scale is not None:
-                largest = largest * np.abs(column_scale).max()
-        return bool((largest < 0.999 * largest_finite(self.linear.weight.dtype)).all())
+                bound = bound * np.abs(column_scale).max()
+        return largest, bound
 
 
 def _as_rows(linear: LinearMap, weight: Array) -> Array:

@@ -50,6 +50,16 @@ def largest_finite(dtype: DType) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
+def loses_digits(exact: Float64Array, dtype: DType) -> bool:
+    """Whether numbers are all below the normal ones of a storage dtype, where each has fewer digits the smaller it is.
+
+    That is asked of float16 alone, which begins at 6e-5; the others begin at 1e-38, or before.
+    """
+    if dtype != np.float16:
+        return False
+    return 0 < float(np.abs(exact).max(initial=0)) < float(np.finfo(np.float16).smallest_normal)
+
+
 def has_every_number_of(wide: DType, narrow: DType) -> bool:
     """Whether a storage dtype has every number of another, and more."""
     if wide == narrow or not {wide, narrow} <= STORAGE_DTYPES:

@@ -150,6 +150,13 @@ def test_what_fits_a_dtype(scale: float, shift: float, dtype_name: str, *, fits:
     assert vectors([1, scale], [0, shift]).fits(dtype_name) is fits
 
 
+def test_scales_that_are_all_below_the_normal_numbers_of_float16_do_not_fit() -> None:
+    assert not vectors([1e-5, -1e-7], [0, 1]).fits("float16")
+    assert vectors([1e-5, 1e-4], [0, 1]).fits("float16")
+    assert vectors([0, 0], [0, 1]).fits("float16")
+    assert vectors([1e-5, -1e-7], [0, 1]).fits("bfloat16")
+
+
 def defect(*, epsilon: float = 0.0, dtype: type = np.float32, **changed: list[float]) -> str | None:
     parameters = {name: np.ones(3, dtype) for name in ("gamma", "beta", "mean", "variance")}
     parameters.update({name: np.array(values, dtype) for name, values in changed.items()})

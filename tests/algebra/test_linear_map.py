@@ -760,6 +760,29 @@ def test_the_channel_of_an_overflowing_bias_is_named(
     assert folding.defect() == f"the new bias overflows float16 in output channel {channel}"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "weight", "scale", "lost"),
+    [
+        ("float16", [[0.01, 0.002], [0.005, 0.0]], [1e-3, 1e-3], True),
+        ("float16", [[0.01, 0.002], [0.005, 0.0]], [1e-3, 1e-1], False),
+        ("float16", [[0.01, 0.002], [0.005, 0.0]], [0.0, 0.0], False),
+        ("float16", [[1e-5, 2e-5], [3e-5, 0.0]], [1.0, -1.0], False),
+        ("bfloat16", [[0.01, 0.002], [0.005, 0.0]], [1e-3, 1e-3], False),
+        ("float32", [[0.01, 0.002], [0.005, 0.0]], [1e-30, 1e-30], False),
+    ],
+)
+def test_a_weight_that_is_all_below_the_normal_numbers_of_float16_is_found(
+    dtype: str, weight: list[list[float]], scale: list[float], *, lost: bool
+) -> None:
+    """Rounded there, 1e-5 is off by 0.2 %, and 1e-8 is gone."""
+    stored = np.array(weight).astype(dtype)
+    for out_first in (True, False):
+        linear = LinearMap(weight=ArrayTensor(stored if out_first else stored.T), out_first=out_first)
+        defect = Folding(linear).absorb_output(vectors(scale)).defect()
+        said = "the new weight is too small for the digits of float16, whose smallest normal number is larger"
+        assert defect == (said if lost else None)
+
+
 def test_a_shift_that_overflows_a_missing_bias_is_found() -> None:
     linear = LinearMap(weight=ArrayTensor(np.ones((2, 1, 1), np.float16)), output_axis=-2, input_axis=-2)
     folding = Folding(linear).absorb_output(vectors([1, 1], [0, 65520]))

@@ -587,6 +587,15 @@ def test_overflow_in_a_map() -> None:
         assert "Conv 'conv': the new weight overflows float16 in output channel 0" in left.reason
 
 
+def test_a_weight_that_float16_has_no_digits_for_is_none_to_fold_into() -> None:
+    build = Builder(dtype="float16")
+    x = build.batch_norm(build.conv(build.input(), "conv"), "bn", affine=half(1e-7))
+    is_output(build.relu(x, "last"))
+    [left] = plan(build.graph).left
+    assert left.code is StopCode.OVERFLOW
+    assert "Conv 'conv': the new weight is too small for the digits of float16" in left.reason
+
+
 def test_an_overflow_of_several_affines_together_stops_the_last() -> None:
     """Each fits alone. The one that does not fit any more goes elsewhere: forward."""
     build = Builder(dtype="float16")
