@@ -152,6 +152,20 @@ def test_a_name_that_only_changed_nodes_read_is_no_proof():
     assert Verdict.FAIL in verdicts(wrong).values()
 
 
+def test_who_reads_a_shape_alone_says_nothing_of_a_value():
+    """The Shape of what a BN gave, which went forward, is that of what the BN read: `c` is no more than that."""
+    text = "g (float[1,3,6,6] x) => (float[?,?,?,?] y) {{ {} y = Reshape(d, k) }}"
+    first = graph(
+        text.format("e = Mul(x, t) c = Conv(e, w) n = BatchNormalization(c, s, b, m, v) d = Conv(n, u) k = Shape(n)"),
+        **{"w": W, "u": U, "t": np.reshape([2, 0.5, 4], (3, 1, 1)), **BN},
+    )
+    text = text.format("c = Conv(x, w) d = Conv(c, u, b) k = Shape(c)")
+    arrays = {"w": W * np.reshape([2, 0.5, 4], (3, 1, 1)), "u": U * SCALE[:, None, None], "b": U[..., 0, 0] @ SHIFT}
+    assert verdicts(gate(first, graph(text, **arrays))) == {"c": Verdict.PASS, "d": Verdict.PASS, "k": Verdict.PASS}
+    wrong = graph(text, **{**arrays, "w": 1.001 * arrays["w"]})
+    assert verdicts(gate(first, wrong)) == {"c": Verdict.FAIL, "d": Verdict.PASS, "k": Verdict.PASS}
+
+
 def test_a_large_fault_is_not_explained_away_by_a_longer_region():
     first = graph(TWO_FIRST, w=W, u=U, **BN)
     right = TWO.format("n = Conv(x, w, b) o = Conv(n, u2, b2)", "o")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from bnfold.onnx.file.load import OnnxModel
+from bnfold.onnx.lift.values import reads_type_only
 from bnfold.onnx.proto.names import defined_names, is_standard, nested
 from bnfold.verification.onnx.sites.sameness import attributes, same_tensor
 
@@ -153,8 +154,8 @@ class _Matching:
             differing = sum(ours != theirs for ours, theirs in zip(node.input, other.input, strict=True))
             if differing > 1 and is_standard(node, *_SUMS):
                 continue  # a merge may have moved terms from one operand to another
-            for ours, theirs in zip(node.input, other.input, strict=True):
-                if ours in computed and theirs in self._by_output:
+            for place, (ours, theirs) in enumerate(zip(node.input, other.input, strict=True)):
+                if ours in computed and theirs in self._by_output and not reads_type_only(node, place):
                     claims[ours].add(theirs)
         for value in self._folded.output:
             claims[value.name].add(value.name)
