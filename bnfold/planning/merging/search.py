@@ -24,10 +24,10 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain, chain_is_less_work, total
 from bnfold.algebra.kernels import Kernel, as_affine, as_map, of_affine
 from bnfold.algebra.linear_map import Folding
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, RoundTrip, Value
 from bnfold.planning.destinations import grows
 from bnfold.planning.merging.branches import Branches, Term, is_identity, pool_of
-from bnfold.planning.merging.sums import Rewired, Sum, is_sum
+from bnfold.planning.merging.sums import Leaf, Rewired, Sum, is_sum
 from bnfold.planning.plan import Junction, Merge, MergeKind
 from bnfold.planning.route import listed, seen_by_others
 from bnfold.planning.tensors import Tensors
@@ -232,7 +232,7 @@ class Merging:
         between = (self._tensors.root(node.inputs[0]) for node in behind if not is_identity(node))
         junction = Junction(
             target=target,
-            collapsed=(*((node, 0) for node in behind), *rewired.collapsed),
+            collapsed=(*((node, 0) for node in _collapsing(behind, target, carrier.leaf)), *rewired.collapsed),
             bypassed=rewired.bypassed,
             gone=(*(node for term in terms if term is not carrier for node in term.path), *rewired.gone),
             changed=(target.outputs[0], *(node.outputs[0] for node in behind), *rewired.changed),
@@ -348,6 +348,13 @@ def _clusters(kernels: Mapping[Term, Kernel], sizes: Sequence[int | None], stops
 
 def _more_work(together: int, apart: int) -> Stop:
     return Stop(StopCode.MORE_WORK, f"as one map they would take {together} multiply-adds instead of {apart}")
+
+
+def _collapsing(behind: Sequence[Node], target: Node, leaf: Leaf) -> Sequence[Node]:
+    """The nodes behind the target that go away: all, unless that is between casts of which one has to stay."""
+    if target.outputs[0].dtype == leaf.value.dtype:
+        return behind
+    return [node for node in behind if not (isinstance(node, OpNode) and isinstance(node.parameters, RoundTrip))]
 
 
 def _is_batch_norm(term: Term) -> bool:

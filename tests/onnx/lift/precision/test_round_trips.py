@@ -108,3 +108,26 @@ def test_branches_between_casts_become_one_map() -> None:
     x = random(2, 4, 8, 8, dtype=HALF)
     before, after = (run_unoptimised(model, {"x": x}).astype(np.float64) for model in (result.original, result.model))
     assert np.abs(after - before).max() <= 8 * 2**-11 * np.abs(before).max()
+
+
+BRANCHES = {
+    "what the affine reads": "q = Cast <to=10> (f) y = Add (r, q)",
+    "what was widened": "y = Sub (r, c)",
+    "both": "q = Cast <to=10> (f) y = Sum (r, q, c)",
+}
+
+
+@pytest.mark.parametrize("first", ["Conv (x, w)", "Relu (x)"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_an_affine_between_casts_that_takes_other_branches_keeps_the_cast_behind_it(name: str, first: str) -> None:
+    text = f"""agraph (float16[N,4,8,8] x) => (float16[N,4,8,8] y) {{
+        c = {first} f = Cast <to=1> (c) n = {NORM % "f"} r = Cast <to=10> (n) {BRANCHES[name]}
+    }}"""
+    weight = {"w": random(4, 4, 1, 1, dtype=HALF) / HALF(2)} if "w" in first else {}
+    result = fold(parse(text, **weight, **batch_norm(4, dtype=np.float32)), compare=False, merge=True)
+    assert [merge.branches for merge in result.plan.merges] == [3 if name == "both" else 2]
+    assert (not result.plan.left) is ("w" in first)
+    x = random(2, 4, 8, 8, dtype=HALF)
+    before, after = (run_unoptimised(model, {"x": x}).astype(np.float64) for model in (result.original, result.model))
+    assert np.abs(after - before).max() <= 8 * 2**-11 * np.abs(before).max()
+    assert not {"Add", "Sub", "Sum"} & {node.op_type for node in result.model.graph.node}
