@@ -96,6 +96,19 @@ class TestNumbers:
         assert (weight != 0).any(axis=(0, 2)).all()
 
 
+@pytest.mark.parametrize("between", ["i = Identity(r)", "i = Dropout(r)", "h = Identity(r) i = Clip(h)"])
+@pytest.mark.parametrize("start", ["r = Relu(x)", "r = Identity(x)"])
+def test_what_a_region_begins_with_twice_is_fed_once(between: str, start: str) -> None:
+    """The BN takes the skip over: what is behind the identity stays, and the original reads what is before it, too."""
+    text = f"g (float[N,4,H,W] x) => (float[n,c,p,q] y) {{ {start} {between} "
+    text += "z = BatchNormalization(i, p_g, p_b, p_m, p_v) a = Add(z, r) y = Relu(a) }"
+    model = parse(text, opset=13, **{name: array.astype(np.float32) for name, array in batch_norm(4, "p").items()})
+    assert check(model).verdict is Verdict.PASS
+    opened = from_proto(model)
+    folded = fold_onnx(opened, FoldOptions())
+    assert folded.plan.merges
+
+
 class TestStandIn:
     def test_the_original_is_not_changed(self) -> None:
         model = from_proto(conv_bn())

@@ -82,6 +82,27 @@ class Cut:
             self._given[name] = self.entries[name] = self._emitter.fresh(name)
         return self._given[name]
 
+    def derive(self, end: str, cut: Collection[str], shared: Collection[str]) -> None:
+        """Lets values that the folded side begins with be computed from those that the original alone begins with.
+
+        They would be fed with other numbers each: x and Identity(x), of which the original adds both up.
+
+        Args:
+            end: What is computed.
+            cut: Values where the folded side begins.
+            shared: Values of the original that the folded model has too.
+        """
+        slice_ = self._slice(end, lambda name: self._is_outside(name, cut, shared))
+        read = {name for index in slice_ for name in reads_of(self._originals[index])}
+        more = {name for name in read if self._is_outside(name, cut, shared) and not self._is_settled(name, cut)}
+        for name in sorted(cut, key=lambda name: self._makers.get(name, -1)) if more else ():
+            others = more.union(cut) - {name}
+            if name in self._given or not more.intersection(self._origins(name, others) or ()):
+                continue
+            inside = self._slice(name, lambda read: self._is_settled(read, others))  # noqa: B023 - it is called here
+            self.originals |= {index: self._originals[index] for index in inside}
+            self._emit_slice(inside, self._given)
+
     def original_value(self, end: str, cut: Collection[str], shared: Collection[str]) -> str:
         """The original's own computation of a value.
 
@@ -93,15 +114,22 @@ class Cut:
         """
 
         def outside(name: str) -> bool:
-            if name in cut or name not in self._makers or self._is_known(name):
-                return True
-            return name in shared and not self._follows(name, cut)
+            return self._is_outside(name, cut, shared)
 
         values: dict[str, str] = {}
         slice_ = self._slice(end, outside)
         self.originals |= {index: self._originals[index] for index in slice_}
         self._emit_slice(slice_, values, outside)
         return values[end]
+
+    def _is_outside(self, name: str, cut: Collection[str], shared: Collection[str]) -> bool:
+        if name not in self._makers or self._is_settled(name, cut):
+            return True
+        return name in shared and self._origins(name, cut) is None
+
+    def _is_settled(self, name: str, cut: Collection[str]) -> bool:
+        """Whether nothing has to be fed for a value besides `cut`."""
+        return name in cut or name in self._stored or self._is_known(name)
 
     def _slice(self, end: str, outside: Callable[[str], bool]) -> list[int]:
         """Numbers of the original's nodes that lead to a value, from values outside."""
@@ -126,19 +154,21 @@ class Cut:
             read = {name: values[name] if name in inner else self.given(name) for name in reads_of(node)}
             values |= dict(zip(filter(None, node.output), filter(None, self.emit(node, read)), strict=True))
 
-    def _follows(self, name: str, cut: Collection[str]) -> bool:
-        """Whether a value is computed from `cut` and constants alone."""
+    def _origins(self, name: str, cut: Collection[str]) -> set[str] | None:
+        """The values of `cut` that a value is computed from, besides constants; None if it is from anything else."""
         seen: set[str] = set()
         open_ = [name]
         while open_:
             value = open_.pop()
-            if value in seen or value in cut or value in self._stored or self._is_known(value):
+            if value in seen:
                 continue
             seen.add(value)
+            if self._is_settled(value, cut):
+                continue
             if value not in self._makers:
-                return False
+                return None
             open_ += reads_of(self._originals[self._makers[value]])
-        return True
+        return seen.intersection(cut)
 
 
 def reads_of(node: onnx.NodeProto) -> list[str]:

@@ -144,6 +144,8 @@ class _Cutter:
 
     def _cut(self, nodes: tuple[str, ...], members: Sequence[int], ends: Sequence[str]) -> Region:
         cut = Cut(self._emitter, self._nodes, self._makers, self._stored, self._is_known)
+        for name in ends:
+            cut.derive(self._partners[name], self._entries_of(name), self._shared)
         found: dict[str, str] = {}
         for index in members:
             node = self._changed[index]
