@@ -341,3 +341,23 @@ class WithConstant(nn.Module):
 )
 def test_a_stand_in_is_run_where_more_than_tensors_and_epsilons_differ(make, times, monkeypatch):
     assert exports(make().eval(), [], monkeypatch) == times
+
+
+@pytest.mark.parametrize("idle", [nn.Dropout(), nn.Sequential(nn.Identity(), nn.Dropout2d())])
+def test_what_a_region_begins_with_twice_is_fed_once(idle: nn.Module) -> None:
+    """The BN takes the skip over: what is behind the dropout stays, and the original reads what is before it, too."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.idle = nn.BatchNorm2d(4), idle
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.relu()
+            return (self.norm(self.idle(y)) + y).relu()
+
+    with quiet():
+        program = torch.export.export(Net().double().eval(), EXAMPLE)
+    result = bnfold.fold(program)
+    assert len(result.plan.merges) == 1
+    assert result.verify().exact.verdict is Verdict.PASS

@@ -39,9 +39,10 @@ class Given:
         draw: np.random.Generator,
         multiple: int,
         divisors: Collection[fx.Node],
+        computed: Collection[fx.Node],
     ) -> None:
         self._original, self._sizes, self._draw = original, sizes, draw
-        self._multiple, self._divisors = multiple, divisors
+        self._multiple, self._divisors, self._computed = multiple, divisors, computed
         self._known: dict[fx.Node, object] = {}
 
     def value(self, node: fx.Node) -> object:
@@ -53,6 +54,8 @@ class Given:
     def _make(self, node: fx.Node) -> object:
         if node in self._original.stored:
             return wide(self._original.stored[node])
+        if node in self._computed:
+            return call(node, self.value)
         found = node.meta.get("val")
         if isinstance(found, torch.Tensor) and (found.dtype in _FLOATS or node.op == "placeholder"):
             return self._random(found, node)

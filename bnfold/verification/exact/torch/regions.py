@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
 import numpy as np
 import torch
@@ -48,10 +48,12 @@ class Pair:
         cut = {partners[node] for node in reads}
 
         def outside(node: fx.Node) -> bool:
-            return node in cut or (node in shared and not _follows(original, node, cut))
+            return node in cut or (node in shared and _origins(original, node, cut) is None)
 
         self._others, self._entries = _slice(original, partners[end], outside)
-        divisors = [arguments(node).get("other") for node in self._others if operator_name(node) == "div"]
+        self._computed = _computed(original, cut, {*self._entries} - cut)
+        nodes = [*self._others, *self._computed]
+        divisors = [arguments(node).get("other") for node in nodes if operator_name(node) == "div"]
         stored = [folded.stored.get(read) for node in self.nodes for read in all_reads(node)]
         dtypes = {numpy_dtype(tensor.dtype) for tensor in stored if isinstance(tensor, torch.Tensor)}
         self._stored = {dtype for dtype in dtypes if dtype is not None}
@@ -69,7 +71,8 @@ class Pair:
             WrongError: The folded side does not, and the original does.
         """
         draw = np.random.default_rng(seed)
-        given = Given(self._original, sizes, draw, multiple_for(self._others, sizes), self._divisors)
+        multiple = multiple_for([*self._others, *self._computed], sizes)
+        given = Given(self._original, sizes, draw, multiple, self._divisors, self._computed)
         try:
             expected = _run(self._original, self._others, self._partners[self._end], given, {})
         except NotCutError:
@@ -99,19 +102,39 @@ def _slice(traced: Traced, end: fx.Node, outside: Callable[[fx.Node], bool]) -> 
     return [node for node in traced.nodes if node in found], [*reads]
 
 
-def _follows(traced: Traced, node: fx.Node, cut: Collection[fx.Node]) -> bool:
-    """Whether a value is computed from `cut` and constants alone."""
+def _computed(traced: Traced, cut: Set[fx.Node], more: Set[fx.Node]) -> dict[fx.Node, None]:
+    """What lies between values that the original alone begins with and those that the folded side does.
+
+    They would be fed with other numbers each: x and dropout(x), of which the original adds both up.
+
+    Args:
+        traced: The original.
+        cut: What the folded side begins with.
+        more: What the original begins with besides.
+    """
+    between: dict[fx.Node, None] = {}
+    for end in cut if more else ():
+        others = {*cut, *more} - {end}
+        if not more.isdisjoint(_origins(traced, end, others) or ()):
+            between |= dict.fromkeys(_slice(traced, end, others.__contains__)[0])
+    return between
+
+
+def _origins(traced: Traced, node: fx.Node, cut: Collection[fx.Node]) -> set[fx.Node] | None:
+    """The values of `cut` that a value is computed from, besides constants; None if it is from anything else."""
     seen: set[fx.Node] = set()
     waiting = [node]
     while waiting:
         part = waiting.pop()
-        if part in seen or part in cut or part not in traced.varies:
+        if part in seen or part not in traced.varies:
+            continue
+        seen.add(part)
+        if part in cut:
             continue
         if part.op == "placeholder":
-            return False
-        seen.add(part)
+            return None
         waiting += all_reads(part)
-    return True
+    return seen.intersection(cut)
 
 
 def _run(
