@@ -1,14 +1,15 @@
 """Running modules on their own code, without gradients, and following which of them is called when."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.export import Arguments, quiet
+from bnfold.torch.capture.returned_values import with_tensors
 from bnfold.torch.fx.function_transforms import all_ended
 from bnfold.torch.fx.unwritten import unwritten
 
@@ -49,11 +50,22 @@ def run_first(module: nn.Module, arguments: Arguments) -> None:
         called(copied, arguments)
 
 
-def called(module: nn.Module, arguments: Arguments) -> object:
-    """What a module returns for copies of some arguments, with the same random numbers each time."""
-    args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), arguments)
+def called(module: nn.Module, arguments: Arguments, mode: AbstractContextManager[object] | None = None) -> object:
+    """What a module returns for copies of some arguments, with the same random numbers each time.
+
+    Args:
+        module: The module.
+        arguments: What it is called with.
+        mode: Entered when they are copied.
+    """
+    args, kwargs = cast(Arguments, with_tensors(arguments, _copy))
     torch.default_generator.manual_seed(0)
-    return module(*args, **kwargs)
+    with mode or nullcontext():
+        return module(*args, **kwargs)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 @contextmanager

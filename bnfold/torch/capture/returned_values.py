@@ -1,6 +1,7 @@
-"""What a module returns: tensors in tuples, dicts, dataclasses and other objects, whether torch knows those or not."""
+"""What a module is given, and what it returns: tensors in containers and objects, whether torch knows those or not."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
 from torch import Tensor
@@ -13,7 +14,7 @@ _Above = frozenset[int]
 
 
 def leaves(value: object, above: _Above = frozenset()) -> Iterator[object]:
-    """Everything that is in a result and no container."""
+    """Everything that is in a value and no container."""
     for leaf in pytree.tree_leaves(value):
         parts = _parts(leaf, above)
         if parts is None:
@@ -21,6 +22,30 @@ def leaves(value: object, above: _Above = frozenset()) -> Iterator[object]:
         else:
             for part in parts.values():
                 yield from leaves(part, above | {id(leaf)})
+
+
+def with_tensors(value: object, change: Callable[[Tensor], Tensor], above: _Above = frozenset()) -> object:
+    """A copy of a value with other tensors in it, in the order of `leaves`.
+
+    Args:
+        value: The value.
+        change: Gives for each tensor the other one.
+        above: The objects that it is in.
+    """
+
+    def changed(leaf: object) -> object:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        parts = _parts(leaf, above)
+        if not parts:
+            return leaf
+        copied = copy.copy(leaf)
+        for name, part in parts.items():
+            object.__setattr__(copied, name, with_tensors(part, change, above | {id(leaf)}))
+        return copied
+
+    result: object = pytree.tree_map(changed, value)
+    return result
 
 
 def plain(value: object, above: _Above = frozenset()) -> object:

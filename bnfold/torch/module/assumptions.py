@@ -1,20 +1,26 @@
 """What a fold of a module is right for only because the module is called as in its examples, in sentences.
 
 A fold is right for every input with which the code takes a path that an example takes. Other sizes are tried
-(`bnfold.torch.module.trials`); flags, inputs that are left out, and methods that run a part of the module are not.
+(`bnfold.torch.module.trials`), and so are calls without what may be left out; flags, inputs that the example leaves
+out, how many elements a list has, and methods that run a part of the module are not.
 """
 
+import dis
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from itertools import takewhile
 from types import CodeType, FunctionType
 
+import torch
 from torch import nn
 
 from bnfold.planning.plan import Plan
+from bnfold.text.tables import plural
 from bnfold.torch.capture.example_inputs import Call
+from bnfold.torch.module.trials.parts import parts
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device, torch.layout)
 
 
 def assumptions(module: nn.Module, examples: Sequence[Call], plan: Plan) -> tuple[str, ...]:
@@ -31,18 +37,72 @@ def assumptions(module: nn.Module, examples: Sequence[Call], plan: Plan) -> tupl
 
 
 def _arguments(module: nn.Module, examples: Sequence[Call]) -> Iterator[str]:
-    """Arguments of forward that are no tensors, and the same in all examples."""
+    """What is the same in all examples about arguments of forward, besides sizes and numbers in tensors."""
     try:
         signature = inspect.signature(module.forward)
     except (TypeError, ValueError):  # a forward that Python cannot look into
         return
     calls = [signature.bind(*args, **kwargs).arguments for args, kwargs in examples]
     for name, parameter in signature.parameters.items():
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue
-        values = [call.get(name, parameter.default) for call in calls]
-        if all(isinstance(value, _PLAIN) and value == values[0] for value in values):
-            yield f"forward is called with {name}={values[0]!r}, as in the example"
+        match parameter.kind:
+            case inspect.Parameter.VAR_POSITIONAL:
+                facts = _facts(f"*{name}", [call.get(name, ()) for call in calls]) if _reads(module, name) else ()
+            case inspect.Parameter.VAR_KEYWORD:
+                facts = _facts(f"**{name}", [call.get(name, {}) for call in calls]) if _reads(module, name) else ()
+            case _:
+                facts = _facts(name, [call.get(name, parameter.default) for call in calls])
+        yield from (f"forward is called with {fact}, as in the example" for fact in facts)
+
+
+def _facts(name: str, values: Sequence[object], above: frozenset[int] = frozenset()) -> Iterator[str]:
+    """What all values have in common that code may branch on.
+
+    Args:
+        name: As Python reads them.
+        values: What the examples have there.
+        above: The containers that the first one is in, by their ids: one that holds itself is followed once.
+    """
+    first = values[0]
+    if _is_plain(first):
+        if all(type(value) is type(first) and value == first for value in values):
+            yield f"{name}={first!r}"
+        return
+    if id(first) in above or any(type(value) is not type(first) for value in values):
+        return
+    inside = [{part.name: part.value for part in parts(value)} for value in values]
+    common = [part for part in inside[0] if all(part in others for others in inside)]
+    if all(len(others) == len(common) for others in inside):
+        match first:
+            case Mapping():
+                keys = ", ".join(map(repr, first)) or "none"
+                yield f"the keys of {name} being {keys}"
+            case list() | tuple() if not hasattr(first, "_fields"):
+                yield f"{plural(len(first), 'element')} in {name}"
+            case _:
+                pass
+    for part in common:
+        yield from _facts(f"{name}{part}", [others[part] for others in inside], above | {id(first)})
+
+
+def _is_plain(value: object) -> bool:
+    """Whether something is a flag, a number, a name, or a list of some."""
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return bool(value) and all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+def _reads(module: nn.Module, name: str) -> bool:
+    """Whether forward does anything with one of its arguments."""
+    code = getattr(inspect.unwrap(module.forward), "__code__", None)
+    return code is None or any(
+        instruction.opname.startswith("LOAD") and name in _words(instruction.argval)
+        for instruction in dis.get_instructions(code)
+    )
+
+
+def _words(read: object) -> tuple[object, ...]:
+    """What an instruction names: one variable, or the two that it reads at once."""
+    return read if isinstance(read, tuple) else (read,)
 
 
 def _methods(module: nn.Module, plan: Plan) -> Iterator[str]:

@@ -151,10 +151,11 @@ class ModulePlanner:
                 planned = self._planned()
                 continue
             if len(added) == _MOST_SIZES or any(differing is arguments for arguments in added):
-                reason = f"with inputs of {sizes_of(differing)} the code takes a path that torch.export does not show"
+                inputs = self._trials.words(differing)
+                reason = f"with inputs of {inputs} the code takes a path that torch.export does not show"
                 return self._planned(Stop(StopCode.NOT_CAPTURED, reason))
             added.append(differing)
-            self._add(differing, None, f"inputs of {sizes_of(differing)}")
+            self._add(differing, None, f"inputs of {self._trials.words(differing)}")
             planned = self._planned()
         self._trials.require_example()
         assumed = assumptions(self._module, self._examples, planned.plan)
@@ -183,7 +184,7 @@ class ModulePlanner:
 
     def _untried(self, planned: Planned) -> Iterator[str]:
         """That no other sizes could be tried, or none with which the code takes another path."""
-        if planned.folded is not None and not self._trials.calls:
+        if planned.folded is not None and not self._trials.has_other_sizes:
             sizes = " or ".join(sizes_of(example) for example in self._examples)
             yield f"inputs are of {sizes}, for the module takes no other sizes that were tried"
         for branch in self._trials.untried:

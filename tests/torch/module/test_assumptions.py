@@ -1,9 +1,16 @@
 """What a plan says that it takes for granted."""
 
+from dataclasses import dataclass
+from enum import Enum
+
 from torch import Tensor, nn
 from torch_modules import fold, images, inputs, trained
 
 import bnfold
+
+
+class Kind(Enum):
+    FAST = 1
 
 
 class Net(nn.Module):
@@ -40,6 +47,43 @@ def test_flags_and_methods() -> None:
     assert fold(trained(Net()), images()).plan.assumptions == (*flags, *off, *METHODS)
     x, mask = inputs((2, 3, 8, 8), (2, 8, 8))
     assert bnfold.inspect(trained(Net()), [(x,), (x, mask)]).assumptions == (*off, *METHODS)
+
+
+def test_what_arguments_hold() -> None:
+    @dataclass
+    class Options:
+        kind: Kind
+        mask: Tensor | None = None
+
+    class Loose(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, *images: Tensor, batch: dict[str, object], **rest: object) -> Tensor:
+            return self.features(images[-1]) if rest.get("plain") is None else images[0]
+
+    def told(*facts: str) -> tuple[str, ...]:
+        return tuple(f"forward is called with {fact}, as in the example" for fact in facts)
+
+    x = images()[0]
+    batch = {"options": Options(Kind.FAST), "more": [x, {"names": ["a", "b"]}]}
+    call = ((x, x), {"batch": batch})
+    module = trained(Loose())
+    assert bnfold.inspect(module, call).assumptions == told(
+        "2 elements in *images",
+        "the keys of batch being 'options', 'more'",
+        f"batch['options'].kind={Kind.FAST!r}",
+        "batch['options'].mask=None",
+        "2 elements in batch['more']",
+        "the keys of batch['more'][1] being 'names'",
+        "batch['more'][1]['names']=['a', 'b']",
+        "the keys of **rest being none",
+    )
+    other = ((x,), {"batch": {"options": Options(Kind.FAST, x), "more": []}, "what": x})
+    assert bnfold.inspect(module, [call, other]).assumptions == told(
+        "the keys of batch being 'options', 'more'", f"batch['options'].kind={Kind.FAST!r}"
+    )
 
 
 def test_a_part_of_a_model() -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import FrameSummary
+from typing import cast
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
-from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.copying import shadow
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments
+from bnfold.torch.capture.returned_values import with_tensors
 from bnfold.torch.module.trials.questions import branches_on_sizes, is_of_torch
 from bnfold.torch.module.trials.resizing import shapes, with_sizes
 
@@ -106,7 +107,7 @@ def branches(module: nn.Module, example: Arguments) -> list[Branch]:
 
     copied = shadow(module)
     with undisturbed(()), suppress(Exception):  # what it asked before it failed was asked
-        args, kwargs = pytree.tree_map_only(Tensor, varying, example)
+        args, kwargs = cast(Arguments, with_tensors(example, varying))
         with mode:
             copied(*args, **kwargs)
     asked = [(guard.expr, guard.sloc.framework_loc) for guard in environment.guards]

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.eager_run import undisturbed
 from bnfold.torch.capture.export import Arguments
-from bnfold.torch.module.trials.trials import is_kept
+from bnfold.torch.module.trials.comparing import is_kept
 
 
 def nodes_of(program: ExportedProgram, arguments: Arguments, kept: Mapping[str, Tensor]) -> dict[str, list[str]]:

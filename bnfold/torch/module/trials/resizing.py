@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import gcd
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from bnfold.torch.capture.export import Arguments
+from bnfold.torch.capture.returned_values import leaves, with_tensors
 
 _LARGE = 1 << 16
 """An input with more elements than that is not tried any larger: it would cost more than all the rest."""
@@ -97,7 +97,7 @@ def sizes_of(arguments: Arguments) -> str:
 
 
 def _tensors(arguments: Arguments) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 def _rank(arguments: Arguments) -> int:
@@ -149,8 +149,7 @@ def _resized(
             shape[batch.axis] = count
         return _with_shape(tensor, shape)
 
-    result: Arguments = pytree.tree_map_only(Tensor, resized, arguments)
-    return result
+    return cast(Arguments, with_tensors(arguments, resized))
 
 
 def with_sizes(arguments: Arguments, sizes: Mapping[tuple[int, int], int]) -> Arguments:
@@ -166,8 +165,7 @@ def with_sizes(arguments: Arguments, sizes: Mapping[tuple[int, int], int]) -> Ar
         place = next(places)
         return _with_shape(tensor, [sizes.get((place, axis), size) for axis, size in enumerate(tensor.shape)])
 
-    result: Arguments = pytree.tree_map_only(Tensor, resized, arguments)
-    return result
+    return cast(Arguments, with_tensors(arguments, resized))
 
 
 def _with_shape(tensor: Tensor, shape: Iterable[int]) -> Tensor:
@@ -236,7 +234,7 @@ def _unlike(size: int, least: int) -> int:
 
 def _is_list(item: object) -> TypeGuard[list[object] | tuple[object, ...]]:
     """Whether an argument is a list with tensors."""
-    return type(item) in (list, tuple) and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(item))
+    return type(item) in (list, tuple) and any(isinstance(leaf, Tensor) for leaf in leaves(item))
 
 
 def _with_length(length: int, item: object) -> object:

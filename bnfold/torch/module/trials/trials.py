@@ -10,34 +10,41 @@ examples.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
 from bnfold.torch.capture.copying import copy_with, shadow
-from bnfold.torch.capture.eager_run import called, undisturbed
 from bnfold.torch.capture.export import Arguments, first_line
 from bnfold.torch.capture.kept_state import Remembered, kept_tensors
-from bnfold.torch.capture.returned_values import leaves
+from bnfold.torch.capture.returned_values import leaves, with_tensors
 from bnfold.torch.module.apply import Edits, apply_module
 from bnfold.torch.module.trials.branches import Branch, branches
+from bnfold.torch.module.trials.comparing import (
+    SAME,
+    Later,
+    attempt,
+    between,
+    coarse_rounding,
+    is_kept,
+    rounding,
+    run,
+)
+from bnfold.torch.module.trials.leaving_out import without
+from bnfold.torch.module.trials.representation import others
 from bnfold.torch.module.trials.resizing import (
-    Shapes,
     has_batch_of,
     larger,
     other_batch,
     other_places,
-    shapes,
+    sizes_of,
     smaller,
     wider,
 )
 from bnfold.torch.module.weight_homes import computing_hook
-
-_SAME = 64
-"""Results that differ by no more than so many units of rounding, relative to the largest element, are the same."""
 
 _CALLS = 3
 """How often a module is called that keeps something, one call after the other."""
@@ -46,8 +53,8 @@ _ABOVE_NOISE = 16
 """By how many times a size has to differ more than the example does, or than units of rounding."""
 
 
-class _Later(Exception):  # noqa: N818 - not an error of the module
-    """A module returns what computes only when it is asked, so that nothing can be compared."""
+_Kind = tuple[str, tuple[object, ...]]
+"""How a call is built, with the shapes of the tensors in it, and everything else."""
 
 
 class Trials:
@@ -65,6 +72,8 @@ class Trials:
         self._module = module
         self._examples = [*examples]
         self._calls: list[tuple[Arguments, list[Tensor]]] | None = None
+        self._marks: dict[int, str] = {}
+        self._in_other_form: set[int] = set()
         self._keeps = False
         self.untried: list[Branch] = []
 
@@ -77,8 +86,8 @@ class Trials:
         if self._calls:
             return
         for example in self._examples:
-            returned = _attempt(shadow(self._module), example)
-            if isinstance(returned, Exception) and not isinstance(returned, _Later):
+            returned = attempt(shadow(self._module), example)
+            if isinstance(returned, Exception) and not isinstance(returned, Later):
                 message = f"{type(self._module).__name__} fails with the example inputs: {first_line(returned)}"
                 raise UsageError(message) from returned
 
@@ -87,15 +96,15 @@ class Trials:
         """What the module returns that computes only when it is asked, such as "a generator"; None if nothing is."""
         if self.calls:
             return None
-        returned = (_attempt(shadow(self._module), example) for example in self._examples)
-        return next((str(what) for what in returned if isinstance(what, _Later)), None)
+        returned = (attempt(shadow(self._module), example) for example in self._examples)
+        return next((str(what) for what in returned if isinstance(what, Later)), None)
 
     @property
     def calls(self) -> list[tuple[Arguments, list[Tensor]]]:
         """The calls of other sizes that the module takes, each with what it returns."""
         if self._calls is None:
             self._calls = []
-            known = {shapes(example) for example in self._examples}
+            known = {*map(_kind, self._examples)}
             for example in self._examples:
                 self._calls += self._accepted(example, known)
             for example in self._examples:
@@ -110,15 +119,24 @@ class Trials:
             edits: How it was made.
         """
         for arguments, expected in self.calls:
-            found = _run(shadow(folded), arguments)
+            found = run(shadow(folded), arguments)
             if found is None:
                 return arguments
-            distance = _distance(found, expected)
-            if distance > _rounding(expected) and self._exceeds_noise(arguments, distance, folded, edits):
+            distance = between(found, expected)
+            if distance > rounding(expected) and self._exceeds_noise(arguments, distance, folded, edits):
                 return arguments
         return None
 
-    def _accepted(self, example: Arguments, known: set[Shapes]) -> Iterator[tuple[Arguments, list[Tensor]]]:
+    @property
+    def has_other_sizes(self) -> bool:
+        """Whether the module takes sizes that none of its examples has."""
+        return any(id(arguments) not in self._marks for arguments, _ in self.calls)
+
+    def words(self, arguments: Arguments) -> str:
+        """What tells a call from others, such as "2x3x8x8 without mask"."""
+        return f"{sizes_of(arguments)}{self._marks.get(id(arguments), '')}"
+
+    def _accepted(self, example: Arguments, known: set[_Kind]) -> Iterator[tuple[Arguments, list[Tensor]]]:
         """For each way to vary an example the first call that the module takes."""
         batch_varies = False
         for kind in (smaller, wider, larger, other_batch):
@@ -132,29 +150,41 @@ class Trials:
             found = self._first([call], known)
             if found is not None:
                 yield found
+        for what, call in without(self._module, example):
+            found = self._first([call], known)
+            if found is not None:
+                self._marks[id(found[0])] = f" without {what}"
+                yield found
+        for words, call in others(self._module, example):
+            found = self._first([call], set())
+            if found is not None:
+                self._marks[id(found[0])] = f" {words}"
+                self._in_other_form.add(id(found[0]))
+                yield found
 
-    def _branched(self, example: Arguments, known: set[Shapes]) -> Iterator[tuple[Arguments, list[Tensor]]]:
+    def _branched(self, example: Arguments, known: set[_Kind]) -> Iterator[tuple[Arguments, list[Tensor]]]:
         """For each question about sizes that no call answers otherwise one that does, and that the module takes."""
         tried = [*self._examples, *(arguments for arguments, _ in self._calls or ())]
         for branch in branches(self._module, example):
             if any(map(branch.is_left_by, tried)):
                 continue
-            others = branch.others()
-            found = self._first(others, known)
+            suggested = branch.others()
+            found = self._first(suggested, known)
             if found is not None:
                 tried.append(found[0])
                 yield found
-            elif not others:
+            elif not suggested:
                 self.untried.append(branch)
 
-    def _first(self, calls: Iterable[Arguments], known: set[Shapes]) -> tuple[Arguments, list[Tensor]] | None:
+    def _first(self, calls: Iterable[Arguments], known: set[_Kind]) -> tuple[Arguments, list[Tensor]] | None:
         for arguments in calls:
-            if shapes(arguments) in known:
+            kind = _kind(arguments)
+            if kind in known:
                 continue
-            known.add(shapes(arguments))
+            known.add(kind)
             copied = shadow(self._module)
             before = Remembered(copied)
-            returned = _run(copied, arguments)
+            returned = run(copied, arguments)
             if returned is not None:
                 self._keeps |= before.is_changed
                 return arguments, returned
@@ -188,11 +218,11 @@ class Trials:
         if self.calls and not self._keeps:
             return False
         for example in self._examples:
-            found, expected = (_run(shadow(module), example, _CALLS) for module in (folded, self._module))
+            found, expected = (run(shadow(module), example, _CALLS) for module in (folded, self._module))
             if expected is None:
                 continue
-            distance = float("inf") if found is None else _distance(found, expected)
-            if distance > _rounding(expected) and self._exceeds_noise(example, distance, folded, edits, _CALLS):
+            distance = float("inf") if found is None else between(found, expected)
+            if distance > rounding(expected) and self._exceeds_noise(example, distance, folded, edits, _CALLS):
                 return True
         return False
 
@@ -200,31 +230,38 @@ class Trials:
         self, arguments: Arguments, distance: float, folded: nn.Module, edits: Edits, calls: int = 1
     ) -> bool:
         """Whether calls differ by more than rounding does: in float64, or where the code refuses that, as it is."""
-        wide = self._wide_distance(arguments, edits, calls)
+        is_form = id(arguments) in self._in_other_form  # which float64 would not have
+        wide = None if is_form else self._wide_distance(arguments, edits, calls)
         if wide is not None:
             noise = [self._wide_distance(example, edits) or 0.0 for example in self._examples]
-            return wide > _ABOVE_NOISE * max(_SAME * torch.finfo(torch.float64).eps, *noise)
+            return wide > _ABOVE_NOISE * max(SAME * torch.finfo(torch.float64).eps, *noise)
         least = 0.0
         for example in self._examples:
-            found, expected = (_run(shadow(module), example) for module in (folded, self._module))
+            found, expected = (run(shadow(module), example) for module in (folded, self._module))
             if found is not None and expected is not None:
-                least = max(least, _distance(found, expected), _rounding(expected))
-        return distance > _ABOVE_NOISE * least
+                least = max(least, between(found, expected), rounding(expected))
+        inputs = [leaf for leaf in leaves(arguments) if is_form and isinstance(leaf, Tensor)]
+        return distance > max(_ABOVE_NOISE * least, coarse_rounding(inputs))
 
     def _wide_distance(self, arguments: Arguments, edits: Edits, calls: int = 1) -> float | None:
         """How far module and fold are from each other in float64; None where they cannot be run so."""
-        call: Arguments = pytree.tree_map_only(Tensor, _wide, arguments)
-        expected = _run(self._in_float64(), call, calls)
+        call = cast(Arguments, with_tensors(arguments, _wide))
+        expected = run(self._in_float64(), call, calls)
         if expected is None:
             return None
-        found = _run(apply_module(self._in_float64(), edits.exact, inplace=True), call, calls)
-        return None if found is None else _distance(found, expected)
+        found = run(apply_module(self._in_float64(), edits.exact, inplace=True), call, calls)
+        return None if found is None else between(found, expected)
 
     def _in_float64(self) -> nn.Module:
         tensors: dict[Tensor, Tensor] = {tensor: _wide(tensor) for tensor in self._module.buffers()}
         for tensor in self._module.parameters():
             tensors[tensor] = nn.Parameter(_wide(tensor), requires_grad=False)
         return copy_with(self._module, tensors)
+
+
+def _kind(arguments: Arguments) -> _Kind:
+    found = (tuple(leaf.shape) if isinstance(leaf, Tensor) else id(leaf) for leaf in leaves(arguments))
+    return str(pytree.tree_structure(arguments)), tuple(found)
 
 
 def _new(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -243,81 +280,10 @@ def _new(module: nn.Module, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _kept_by(module: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
     copied = shadow(module)
     held = kept_tensors(copied)
-    return {} if _run(copied, arguments) is None else _new(copied, held)
-
-
-def is_kept(value: Tensor, found: Tensor | None) -> bool:
-    """Whether a value is the same, up to rounding that may have added up over all of a model."""
-    if found is None or (found.shape, found.dtype) != (value.shape, value.dtype):
-        return False
-    noise = torch.finfo(value.dtype).eps ** 0.5 if value.is_floating_point() else 0.0
-    return _difference(found, value) <= noise
-
-
-def _run(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Tensor] | None:
-    """The tensors that a module returns, each time that it is called; None if it fails."""
-    returned = _attempt(module, arguments, calls)
-    return None if isinstance(returned, Exception) else returned
-
-
-def _attempt(module: nn.Module, arguments: Arguments, calls: int = 1) -> list[Tensor] | Exception:
-    found: list[Tensor] = []
-    with undisturbed(module.parameters()):
-        for _ in range(calls):
-            try:
-                found += [tensor.clone() for tensor in _numbers(called(module, arguments))]  # a weight may be returned
-            except Exception as error:  # noqa: BLE001 - whatever the code of the module raises
-                return error
-    return found
-
-
-def _numbers(result: object) -> Iterator[Tensor]:
-    """The tensors that are in a result, and arrays and numbers as tensors.
-
-    Raises:
-        _Later: Something in it has yet to be computed.
-    """
-    for leaf in leaves(result):
-        match leaf:
-            case Tensor():
-                yield leaf
-            case bool() | int() | float() | complex():
-                yield torch.as_tensor(leaf, dtype=torch.float64 if isinstance(leaf, float) else None)
-            case np.ndarray() | np.generic() if leaf.dtype.kind in "biufc":
-                yield torch.as_tensor(leaf)
-            case _ if isinstance(leaf, Iterator) or (callable(leaf) and not isinstance(leaf, type)):
-                raise _Later(f"a {type(leaf).__name__}")
-            case _:
-                pass
+    return {} if run(copied, arguments) is None else _new(copied, held)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     kind = torch.complex128 if tensor.is_complex() else torch.float64
     wide = tensor.is_floating_point() or tensor.is_complex()
     return tensor.detach().to(kind, copy=True) if wide else tensor.detach().clone()
-
-
-def _rounding(tensors: Iterable[Tensor]) -> float:
-    """What results may differ by without further questions; nothing in element types of half the size."""
-    finest = min((torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point()), default=0.0)
-    return _SAME * finest if finest <= torch.finfo(torch.float32).eps else 0.0
-
-
-def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference of two results, relative to the largest element of each tensor."""
-    if [(tensor.shape, tensor.dtype) for tensor in found] != [(tensor.shape, tensor.dtype) for tensor in expected]:
-        return float("inf")
-    return max((_difference(ours, theirs) for ours, theirs in zip(found, expected, strict=True)), default=0.0)
-
-
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    kind = torch.complex128 if ours.is_complex() else torch.float64
-    mine, reference = (tensor.to_dense().to(kind) for tensor in (ours, theirs))
-    finite = reference.isfinite()
-    odd, odd_reference = (tensor[~finite].nan_to_num() for tensor in (mine, reference))
-    if not finite.equal(mine.isfinite()) or not odd.equal(odd_reference):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    largest = reference[finite].abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    return float((mine - reference)[finite].abs().max() / largest)
