@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from bnfold.torch.fx.tensors import numpy_dtype
 
@@ -128,6 +129,12 @@ def _dimension(size: "int | torch.SymInt") -> int | str:
         return size
     known = size.node.maybe_as_int()
     return str(size) if known is None else int(known)
+
+
+def same_strides(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are laid out alike whatever their values are, on which sizes may depend."""
+    strides = zip(one.stride(), other.stride(), strict=True) if one.dim() == other.dim() else [(0, 1)]
+    return all(statically_known_true(ours == theirs) for ours, theirs in strides)
 
 
 def dtype_of(tensor: torch.Tensor | None) -> str:

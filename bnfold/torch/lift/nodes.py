@@ -18,6 +18,7 @@ from bnfold.torch.fx.nodes import (
     is_tuple_item,
     operator_name,
     overload,
+    same_strides,
     shape_of,
 )
 from bnfold.torch.lift.affines import bias_of, lift_affine
@@ -247,4 +248,4 @@ def _computes_nothing(node: fx.Node) -> bool:
 
 def _same_strides(source: fx.Node, target: fx.Node) -> bool:
     before, after = fake_tensor(source), fake_tensor(target)
-    return before is not None and after is not None and before.stride() == after.stride()
+    return before is not None and after is not None and same_strides(before, after)

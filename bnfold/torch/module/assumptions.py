@@ -74,8 +74,8 @@ def _facts(name: str, values: Sequence[object], above: frozenset[int] = frozense
     if all(len(others) == len(common) for others in inside):
         match first:
             case Mapping():
-                keys = ", ".join(map(repr, first)) or "none"
-                yield f"the keys of {name} being {keys}"
+                what = f"the key{'' if len(first) == 1 else 's'} {', '.join(map(repr, first))}" if first else "nothing"
+                yield f"{what} in {name}"
             case list() | tuple() if not hasattr(first, "_fields"):
                 yield f"{plural(len(first), 'element')} in {name}"
             case _:

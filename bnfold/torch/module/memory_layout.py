@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from bnfold.graph import AffineNode
 from bnfold.planning.plan import Plan
 from bnfold.torch.fx.higher_order import nested_graphs
-from bnfold.torch.fx.nodes import fake_tensor
+from bnfold.torch.fx.nodes import fake_tensor, same_strides
 from bnfold.torch.lift.provenance import Scope
 from bnfold.torch.module.module_calls import handle
 
@@ -60,7 +60,7 @@ def _broken_in(scope: Scope, sources: list[AffineNode]) -> Iterator[tuple[Affine
                 yield from ((affine, node.name) for affine in cause)
                 continue
         before = fake_tensor(node)
-        if isinstance(now, torch.Tensor) and before is not None and now.stride() == before.stride():
+        if isinstance(now, torch.Tensor) and before is not None and same_strides(now, before):
             continue
         fakes[node], causes[node] = now, cause
 

@@ -158,8 +158,8 @@ class ModulePlanner:
             self._add(differing, None, f"inputs of {self._trials.words(differing)}")
             planned = self._planned()
         self._trials.require_example()
-        assumed = assumptions(self._module, self._examples, planned.plan)
-        return replace(planned, plan=replace(planned.plan, assumptions=(*assumed, *self._untried(planned))))
+        assumed = [*assumptions(self._module, self._examples, planned.plan), *self._untried(planned)]
+        return replace(planned, plan=replace(planned.plan, assumptions=tuple(dict.fromkeys(assumed))))
 
     def _keep(self, lost: Sequence[Mapping[str, Tensor]]) -> Stop | None:
         """Lets values stay in every further plan that the code keeps on the module.

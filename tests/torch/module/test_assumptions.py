@@ -72,17 +72,17 @@ def test_what_arguments_hold() -> None:
     module = trained(Loose())
     assert bnfold.inspect(module, call).assumptions == told(
         "2 elements in *images",
-        "the keys of batch being 'options', 'more'",
+        "the keys 'options', 'more' in batch",
         f"batch['options'].kind={Kind.FAST!r}",
         "batch['options'].mask=None",
         "2 elements in batch['more']",
-        "the keys of batch['more'][1] being 'names'",
+        "the key 'names' in batch['more'][1]",
         "batch['more'][1]['names']=['a', 'b']",
-        "the keys of **rest being none",
+        "nothing in **rest",
     )
     other = ((x,), {"batch": {"options": Options(Kind.FAST, x), "more": []}, "what": x})
     assert bnfold.inspect(module, [call, other]).assumptions == told(
-        "the keys of batch being 'options', 'more'", f"batch['options'].kind={Kind.FAST!r}"
+        "the keys 'options', 'more' in batch", f"batch['options'].kind={Kind.FAST!r}"
     )
 
 

@@ -282,6 +282,22 @@ def test_memory_order_that_is_read(transposed: bool) -> None:
     assert folded.codes == ["no_rule"] * transposed
 
 
+@pytest.mark.parametrize("reads_memory", [False, True])
+def test_sizes_that_depend_on_values(reads_memory: bool) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+            self.register_buffer("scale", torch.tensor([2.0, -3.0], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = (x > 0).nonzero().to(x.dtype) * self.scale
+            return y.as_strided((2,), (1,)) if reads_memory else self.linear(y)
+
+    folded = fold_module(Positions(), (4, 3))
+    assert folded.count("mul") == reads_memory
+
+
 @pytest.mark.parametrize("form", ["conv", "mul-add", "keep"])
 @pytest.mark.parametrize("rank", [2, 3, 4, 5])
 def test_leftover(form: str, rank: int) -> None:

@@ -7,6 +7,7 @@ not always know which. So where a graph has such an operator, only affines of we
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from bnfold.graph import Graph
 from bnfold.reasons import Stop, StopCode
@@ -45,4 +46,7 @@ def _is_well_laid_out(graph: fx.Graph, name: str) -> bool:
     if fake is None:
         return False
     rank = fake.dim()
-    return any(fake.is_contiguous(memory_format=form) for form in _WELL_KNOWN if _RANKS.get(form, rank) == rank)
+    try:
+        return any(fake.is_contiguous(memory_format=form) for form in _WELL_KNOWN if _RANKS.get(form, rank) == rank)
+    except GuardOnDataDependentSymNode:  # sizes depend on values
+        return False
