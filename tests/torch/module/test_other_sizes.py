@@ -166,6 +166,15 @@ def test_the_code_is_asked_which_sizes_it_tells_apart(
         assert distance(run(result.model, x), run(module, x)) < EXACT
 
 
+def test_rounding_that_other_sizes_enlarge_is_no_branch() -> None:
+    def subtracts_what_is_equal(self: Layers, x: Tensor) -> Tensor:
+        y = self.bn(self.first(x))
+        mean = y.mean((2, 3))
+        return mean + 1e6 * (x.shape[2] != 8) * (y.flip(-1).mean((2, 3)) - mean)
+
+    assert folded_names(fold(trained(Layers(subtracts_what_is_equal)), inputs((2, 3, 8, 8)))) == ["bn"]
+
+
 def test_a_branch_of_sizes_that_are_too_large_to_try_is_assumed() -> None:
     def huge_images_skip_it(self: Layers, x: Tensor) -> Tensor:
         y = self.bn(self.first(x))

@@ -9,7 +9,7 @@ Where the code keeps something on the module, it may do something else when it i
 examples.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -55,6 +55,17 @@ _ABOVE_NOISE = 16
 
 _Kind = tuple[str, tuple[object, ...]]
 """How a call is built, with the shapes of the tensors in it, and everything else."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    kind = torch.complex128 if tensor.is_complex() else torch.float64
+    wide = tensor.is_floating_point() or tensor.is_complex()
+    return tensor.detach().to(kind, copy=True) if wide else tensor.detach().clone()
+
+
+def _next(tensor: Tensor) -> Tensor:
+    wide = _wide(tensor)
+    return wide.nextafter(wide.new_tensor(torch.inf)) if wide.is_floating_point() else wide
 
 
 class Trials:
@@ -234,7 +245,10 @@ class Trials:
         wide = None if is_form else self._wide_distance(arguments, edits, calls)
         if wide is not None:
             noise = [self._wide_distance(example, edits) or 0.0 for example in self._examples]
-            return wide > _ABOVE_NOISE * max(SAME * torch.finfo(torch.float64).eps, *noise)
+            if wide <= _ABOVE_NOISE * max(SAME * torch.finfo(torch.float64).eps, *noise):
+                return False
+            largest = float(torch.finfo(torch.float64).eps ** 0.5)
+            return wide > min(_ABOVE_NOISE * self._own_noise(arguments, calls), largest)
         least = 0.0
         for example in self._examples:
             found, expected = (run(shadow(module), example) for module in (folded, self._module))
@@ -252,10 +266,16 @@ class Trials:
         found = run(apply_module(self._in_float64(), edits.exact, inplace=True), call, calls)
         return None if found is None else between(found, expected)
 
-    def _in_float64(self) -> nn.Module:
+    def _own_noise(self, arguments: Arguments, calls: int) -> float:
+        """How far the module in float64 is from itself where each of its parameters is one unit of rounding larger."""
+        call = cast(Arguments, with_tensors(arguments, _wide))
+        expected, found = (run(self._in_float64(change), call, calls) for change in (_wide, _next))
+        return 0.0 if expected is None or found is None else between(found, expected)
+
+    def _in_float64(self, change: Callable[[Tensor], Tensor] = _wide) -> nn.Module:
         tensors: dict[Tensor, Tensor] = {tensor: _wide(tensor) for tensor in self._module.buffers()}
         for tensor in self._module.parameters():
-            tensors[tensor] = nn.Parameter(_wide(tensor), requires_grad=False)
+            tensors[tensor] = nn.Parameter(change(tensor), requires_grad=False)
         return copy_with(self._module, tensors)
 
 
@@ -281,9 +301,3 @@ def _kept_by(module: nn.Module, arguments: Arguments) -> dict[str, Tensor]:
     copied = shadow(module)
     held = kept_tensors(copied)
     return {} if run(copied, arguments) is None else _new(copied, held)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    kind = torch.complex128 if tensor.is_complex() else torch.float64
-    wide = tensor.is_floating_point() or tensor.is_complex()
-    return tensor.detach().to(kind, copy=True) if wide else tensor.detach().clone()
