@@ -12,6 +12,7 @@ from bnfold.verification import verify
 from bnfold.verification.judging.noise import moved_by_one_ulp
 from bnfold.verification.onnx.outputs.parameters import open_model
 from bnfold.verification.onnx.outputs.randomness import find_random_node
+from bnfold.verification.onnx.outputs.reaching import reached_outputs
 
 FLOATS = {
     "float16": np.dtype(np.float16),
@@ -105,6 +106,44 @@ def test_which_tensors_are_parameters(body, arrays, expected):
 def test_a_path_through_a_shape_carries_no_value():
     model = opened("g (float[1,4] x) => (float[1,4] y, int64[2] n) { y = Mul(x, w) n = Shape(y) }", w=floats(4))
     assert model.reached == {"y"}
+
+
+LOOP = """g (int64 t, float[2] x, float[2] v) => (float[2] a, float[2] b, float[n, 2] c) {{
+    a, b, c = Loop <
+        body = body (int64 i, bool go, float[2] p, float[2] q) => (bool on, float[2] pn, float[2] qn, float[2] s)
+        {{ on = Identity(go) {} }}
+    >(t, , x, {})
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("body", "start", "reached"),
+    [
+        ("pn = Neg(p) qn = Neg(q) s = Mul(q, w)", "v", {"c"}),
+        ("pn = Neg(p) qn = Mul(q, w) s = Neg(p)", "w", {"b"}),
+        ("pn = Neg(q) qn = Neg(p) s = Mul(p, w)", "v", {"c"}),
+        ("pn = Neg(q) qn = Mul(q, w) s = Neg(p)", "v", {"a", "b", "c"}),
+    ],
+)
+def test_the_results_of_a_loop_depend_on_parameters_one_by_one(body, start, reached):
+    assert opened(LOOP.format(body, start), w=floats(2)).reached == reached
+
+
+def test_a_branch_of_its_own_and_functions_that_call_the_next_twice():
+    text = "g (bool p, float[2] x) => (float[2] y, float[2] z) { y, z = If (p) <%s = %s, %s = %s> }"
+    branch = "t () => (float[2] %s, float[2] %s) { %s = Mul(x, w) %s = Neg(x) }"
+    branches = [branch % (a, b, a, b) for a, b in ("ab", "cd")]
+    assert opened(text % ("then_branch", branches[0], "else_branch", branches[1]), w=floats(2)).reached == {"y"}
+    header = '<ir_version: 8, opset_import: ["" : 17, "own" : 1]> g (float[2] x) => (float[2] y, float[2] z)'
+    calls = "".join(
+        f'<domain: "own", opset_import: ["" : 17, "own" : 1]> F{at} (a) => (c, d) '
+        f"{{ e, f = own.F{at + 1}(a) c, g = own.F{at + 1}(e) d = Neg(a) }}"
+        for at in range(40)
+    )
+    last = '<domain: "own", opset_import: ["" : 17]> F40 (a) => (c, d) '
+    last += "{ k = Constant<value_floats = [1.0, 2.0]>() c = Mul(a, k) d = Neg(a) }"
+    model = parser.parse_model(f"{header} {{ y, z = own.F0(x) }} {calls} {last}")
+    assert reached_outputs(model, ["k"]) == {"y"}
 
 
 def test_a_large_integer_table_is_given_back_as_it_is():

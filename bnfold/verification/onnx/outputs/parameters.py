@@ -8,7 +8,7 @@ see `deciding`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,16 +17,15 @@ from onnx import helper, numpy_helper
 
 from bnfold.input_spec import Array
 from bnfold.onnx.file.load import OnnxModel
-from bnfold.onnx.proto.names import GraphLike, find_attribute, is_standard, nested, subgraphs
-from bnfold.verification.onnx.outputs.deciding import Deciding, deciding_values, nodes_inside_out
+from bnfold.onnx.proto.names import GraphLike, find_attribute, is_standard, nested
+from bnfold.verification.onnx.outputs.deciding import Deciding, deciding_values
 from bnfold.verification.onnx.outputs.long_sums import open_long_sums
+from bnfold.verification.onnx.outputs.reaching import reached_outputs
 from bnfold.verification.runtime.initializers import drop_unused_initializers, initializers_to_inputs
 
 MOVABLE_TYPES = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
-
-_READS_SHAPES = ("Shape", "Size")
 
 
 @dataclass(slots=True)
@@ -88,7 +87,8 @@ def open_model(original: OnnxModel) -> OpenModel:
         deciding = deciding_values(function)
         for inner in nested(function):
             _open_held(model, inner, deciding, opened)
-    opened.reached = _reached(opened)
+    movable = [tensor.name for tensor in opened.tensors if tensor.movable]
+    opened.reached = reached_outputs(opened.proto, movable)
     opened.signs = open_long_sums(model)
     return opened
 
@@ -170,28 +170,3 @@ def _reader(model: OnnxModel, tensor: onnx.TensorProto) -> Callable[[], Array]:
     stored = onnx.TensorProto()
     stored.CopyFrom(tensor)
     return lambda: model.array(stored)
-
-
-def _reached(opened: OpenModel) -> frozenset[str]:
-    """Graph outputs on a path from a parameter; a path through a Shape carries no value."""
-    names = {tensor.name for tensor in opened.tensors if tensor.movable}
-    functions = {
-        (function.domain, function.name)
-        for function in opened.proto.functions
-        if any(name in names for inner in nested(function) for node in inner.node for name in node.output)
-    }
-    for node in nodes_inside_out(opened.proto.graph):
-        reads = {name for inner in _subgraphs_of(node) for name in inner} | set(node.input)
-        if is_standard(node, *_READS_SHAPES):
-            continue
-        if (node.domain, node.op_type) in functions or not names.isdisjoint(reads):
-            names.update(node.output)
-    return frozenset(value.name for value in opened.proto.graph.output if value.name in names)
-
-
-def _subgraphs_of(node: onnx.NodeProto) -> Iterator[list[str]]:
-    """For each subgraph of a node, all names in it."""
-    for _, graph in subgraphs(node):
-        for inner in nested(graph):
-            yield [name for held in inner.node for name in (*held.input, *held.output)]
-            yield [value.name for value in inner.output]
