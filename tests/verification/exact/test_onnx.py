@@ -109,6 +109,15 @@ def test_what_a_region_begins_with_twice_is_fed_once(between: str, start: str) -
     assert folded.plan.merges
 
 
+def test_sizes_that_a_weight_elsewhere_disproves_are_not_tried() -> None:
+    """With one channel the Mul would make four of it: it is the Conv that says that there are four."""
+    text = "g (float[N,C,H,W] x) => (float[n,c,p,q] y, float[n,c,p,q] z) { y = Conv(x, w) m = Mul(x, s)"
+    text += " t = Tile(m, r) z = BatchNormalization(t, p_g, p_b, p_m, p_v) }"
+    floats = {"w": random(2, 4, 1, 1), "s": random(4, 1, 1)} | batch_norm(8, "p")
+    model = parse(text, r=np.array([1, 2, 1, 1]), **{name: array.astype(np.float32) for name, array in floats.items()})
+    assert check(model).verdict is Verdict.PASS
+
+
 class TestStandIn:
     def test_the_original_is_not_changed(self) -> None:
         model = from_proto(conv_bn())

@@ -10,7 +10,9 @@ import onnx.shape_inference
 from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.shapes.as_run import read_as_run
 from bnfold.onnx.lift.shapes.inference import may_follow_elements, with_inferred_shapes
+from bnfold.onnx.lift.shapes.proofs import contradicts_readers
 from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.proto.names import defined_names, nested
 from bnfold.verification.inputs.sampling import DeclaredInput, declared_inputs
 
 _BATCHES = (1, 2, 1, 2, 1, 2, 3, 4)
@@ -23,8 +25,8 @@ _LENGTHS = (16, 24, 64, 80, 1024, 512, 16000, 8000)
 def sized_types(original: OnnxModel, types: ValueTypes) -> Iterator[ValueTypes]:
     """What is known about the values of a model, at one choice of its open sizes after the other.
 
-    The first and the second differ in every open size; the first has batch 1. Sizes that shape inference refuses are
-    left out.
+    The first and the second differ in every open size; the first has batch 1. Sizes that shape inference refuses, or
+    that the weight of a reader disproves, are left out.
 
     Args:
         original: The model, without functions.
@@ -39,7 +41,12 @@ def sized_types(original: OnnxModel, types: ValueTypes) -> Iterator[ValueTypes]:
             read_as_run(skeleton)
             data_prop = may_follow_elements(skeleton)
             onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=data_prop)
-            yield value_types(with_inferred_shapes(sized).graph) if open_ else types
+            if not open_:
+                yield types
+                continue
+            known = with_inferred_shapes(sized).graph
+            if not contradicts_readers(known, known, [{*defined_names(graph)} for graph in nested(known)]):
+                yield value_types(known)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             continue
 
