@@ -63,9 +63,13 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(kind, copy=True) if wide else tensor.detach().clone()
 
 
-def _next(tensor: Tensor) -> Tensor:
+def _beside(tensor: Tensor) -> Tensor:
+    """A tensor in float64 whose elements are one unit of rounding larger or smaller, at random."""
     wide = _wide(tensor)
-    return wide.nextafter(wide.new_tensor(torch.inf)) if wide.is_floating_point() else wide
+    if not wide.is_floating_point():
+        return wide
+    signs = torch.randint(2, wide.shape, generator=torch.Generator().manual_seed(0)).to(wide) * 2 - 1
+    return wide.nextafter(signs * torch.inf)
 
 
 class Trials:
@@ -267,13 +271,13 @@ class Trials:
         return None if found is None else between(found, expected)
 
     def _own_noise(self, arguments: Arguments, calls: int) -> float:
-        """How far the module in float64 is from itself where each of its parameters is one unit of rounding larger."""
+        """How far the module in float64 is from itself with tensors that differ by one unit of rounding."""
         call = cast(Arguments, with_tensors(arguments, _wide))
-        expected, found = (run(self._in_float64(change), call, calls) for change in (_wide, _next))
+        expected, found = (run(self._in_float64(change), call, calls) for change in (_wide, _beside))
         return 0.0 if expected is None or found is None else between(found, expected)
 
     def _in_float64(self, change: Callable[[Tensor], Tensor] = _wide) -> nn.Module:
-        tensors: dict[Tensor, Tensor] = {tensor: _wide(tensor) for tensor in self._module.buffers()}
+        tensors: dict[Tensor, Tensor] = {tensor: change(tensor) for tensor in self._module.buffers()}
         for tensor in self._module.parameters():
             tensors[tensor] = nn.Parameter(change(tensor), requires_grad=False)
         return copy_with(self._module, tensors)
