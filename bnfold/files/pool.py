@@ -36,14 +36,17 @@ def in_processes(requests: list[Request], jobs: int, threads: int, lost: Lost) -
     for request in requests:
         waiting.put(request)
     workers = [_Worker(threads, lost) for _ in range(min(jobs, len(requests)))]
-    for worker in workers:
-        Thread(target=worker.work_off, args=(waiting, outcomes), daemon=True).start()
+    minders = [Thread(target=worker.work_off, args=(waiting, outcomes), daemon=True) for worker in workers]
+    for thread in minders:
+        thread.start()
     try:
         for _ in requests:
             yield outcomes.get()
     finally:
         for worker in workers:
             worker.stop()
+        for thread in minders:
+            thread.join()
 
 
 def processors() -> int:
@@ -77,18 +80,21 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def work_off(self, waiting: "SimpleQueue[Request]", outcomes: "SimpleQueue[FileOutcome]") -> None:
-        """Has files folded until there are no more."""
-        while not self._stopped:
-            try:
-                request = waiting.get_nowait()
-            except Empty:
-                return
-            outcomes.put(self._folded(request))
+        """Has files folded until there are no more; then the child ends."""
+        try:
+            while not self._stopped:
+                outcomes.put(self._folded(waiting.get_nowait()))
+        except Empty:
+            pass
+        finally:
+            self._end()
 
     def stop(self) -> None:
-        """Ends the child, whatever it is doing."""
-        self._stopped = True
-        self._end()
+        """Ends the child, whatever it is doing; who waits for its answer closes the pipes."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.terminate()
 
     def _folded(self, request: Request) -> FileOutcome:
         reason = ""

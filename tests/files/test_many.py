@@ -181,8 +181,9 @@ def test_a_process_that_dies_is_replaced_and_its_file_tried_once_more(folder, ti
     assert not [name for name in os.listdir("out") if name.startswith(".bnfold")]
 
 
-def test_the_processes_end_where_the_caller_is_interrupted(folder):
-    known = set(children())
+def test_the_processes_end_where_the_caller_is_interrupted(folder, monkeypatch):
+    known, threads, raised = set(children()), threading.active_count(), []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
 
     def interrupt(_):
         raise KeyboardInterrupt
@@ -190,4 +191,5 @@ def test_the_processes_end_where_the_caller_is_interrupted(folder):
     with pytest.raises(KeyboardInterrupt):
         bnfold.fold_files("in", "out", recursive=True, jobs=2, on_done=interrupt, **FAST)
     assert set(children()) <= known
+    assert (threading.active_count(), raised) == (threads, [])
     assert not [name for name in os.listdir("out") if name.startswith(".bnfold")]
