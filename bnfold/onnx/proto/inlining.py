@@ -3,7 +3,7 @@
 onnx's inliner forgets what an attribute is where a call does not give it: the default that its function declares. And
 it replaces calls of functions that are named like an operator of the standard, for which every runtime takes the
 operator. Both are seen to before it is asked, and functions that are written in another opset than the model, as torch
-writes some, are read in that of the model where all their operators are the same in both.
+writes some, are read in that of the model where all their nodes mean the same in both.
 """
 
 from collections.abc import Collection, Iterator
@@ -14,6 +14,7 @@ from onnx import defs
 
 from bnfold.errors import UnsupportedModelError
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, GraphLike, all_graphs, nested, opset_version
+from bnfold.onnx.proto.versions import means_the_same
 
 _Key = tuple[str, str, str]
 _Functions = dict[_Key, onnx.FunctionProto]
@@ -64,19 +65,13 @@ def is_operator(model: onnx.ModelProto, domain: str, name: str) -> bool:
 
 
 def _read_in_opset_of(model: onnx.ModelProto, function: onnx.FunctionProto) -> None:
-    """Lets a function import what its model imports, in place, if its operators have not changed between the two."""
+    """Lets a function import what its model imports, in place, if its nodes mean the same in both."""
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for entry in function.opset_import:
         wanted = versions.get(entry.domain, entry.version)
-        used = {node.op_type for graph in nested(function) for node in graph.node if node.domain == entry.domain}
-        if all(_since(name, entry.domain, entry.version) == _since(name, entry.domain, wanted) for name in used):
+        used = (node for graph in nested(function) for node in graph.node if node.domain == entry.domain)
+        if all(means_the_same(node, entry.version, wanted) for node in used):
             entry.version = wanted
-
-
-def _since(name: str, domain: str, version: int) -> int:
-    """Since which version of a domain an operator is what it is in a version; 0 if it is not known there."""
-    known = defs.has(name, version, domain)
-    return defs.get_schema(name, version, domain).since_version if known else 0
 
 
 def _spell_out_defaults(model: onnx.ModelProto) -> None:

@@ -8,6 +8,7 @@ from onnx import helper, numpy_helper
 from onnx_fold import batch_norm, fold, parse, random
 
 import bnfold
+from bnfold.onnx.proto.versions import means_the_same
 
 HEADER = '<ir_version: 10, opset_import: ["" : 17, "f" : 1]>\n'
 
@@ -179,14 +180,51 @@ def in_function_of_opset(opset: int, node: onnx.NodeProto) -> onnx.ModelProto:
     return model
 
 
-def test_a_function_in_another_opset_is_verified_where_its_operators_are_the_same() -> None:
-    model = in_function_of_opset(13, helper.make_node("ReduceMean", ["a"], ["o"], axes=[2, 3]))
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (13, helper.make_node("ReduceMean", ["a"], ["o"], axes=[2, 3])),  # the same operator
+        (18, helper.make_node("ReduceMean", ["a"], ["o"])),  # has its axes as an input, had there been any
+        (13, helper.make_node("Softmax", ["a"], ["o"], axis=1)),
+        (13, helper.make_node("Relu", ["a"], ["o"])),  # took fewer types
+    ],
+)
+def test_a_function_in_another_opset_is_verified_where_its_nodes_mean_the_same(
+    opset: int, node: onnx.NodeProto
+) -> None:
+    model = in_function_of_opset(opset, node)
     assert_runs_alike(model)
     assert bnfold.verify(model, bnfold.fold(model).model, device="cpu").verdict == "pass"
 
 
-def test_a_function_whose_operator_is_another_one_in_the_opset_of_the_model_is_not_run() -> None:
-    model = in_function_of_opset(18, helper.make_node("ReduceMean", ["a"], ["o"]))
+@pytest.mark.parametrize("opset", [9, 14, 21])
+def test_a_batch_norm_in_a_function_of_another_opset_is_folded(opset: int) -> None:
+    text = """
+    agraph (float[N,4,H,W] x) => (float[N,4,P,Q] y) { c = Conv (x, w) y = f.own (c, bn_g, bn_b, bn_m, bn_v) }
+    """
+    model = in_float32(text, "bn")
+    node = helper.make_node("BatchNormalization", ["a", "g", "b", "m", "v"], ["o"])
+    function = helper.make_function("f", "own", node.input, node.output, [node], [helper.make_opsetid("", opset)])
+    model.functions.append(function)
+    assert_runs_alike(model)
+    folded = bnfold.fold(model)
+    assert folded.plan.batch_norms_left == 0
+    assert bnfold.verify(model, folded.model, device="cpu").verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (18, helper.make_node("ReduceMean", ["a", ""], ["o"])),
+        (11, helper.make_node("Softmax", ["a"], ["o"], axis=1)),  # of all axes from there on
+        (11, helper.make_node("Hardmax", ["a"], ["o"], axis=1)),
+        (10, helper.make_node("AveragePool", ["a"], ["o"], kernel_shape=[2, 2], ceil_mode=1)),
+    ],
+)
+def test_a_function_whose_node_means_something_else_in_the_opset_of_the_model_is_not_run(
+    opset: int, node: onnx.NodeProto
+) -> None:
+    model = in_function_of_opset(opset, node)
     # A vector that grows, whose elements are followed where no function stands in the way.
     model.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["unread"]))
     model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "size"))
@@ -194,6 +232,12 @@ def test_a_function_whose_operator_is_another_one_in_the_opset_of_the_model_is_n
     assert folded.plan.batch_norms_left == 0
     with pytest.raises(bnfold.UnsupportedModelError, match="mean something else in the opset"):
         bnfold.verify(model, folded.model, device="cpu")
+
+
+@pytest.mark.parametrize("names", [([""], ["o"]), (["a"], [""])])
+def test_onnx_is_not_asked_about_a_node_that_would_crash_it(names: tuple[list[str], list[str]]) -> None:
+    assert means_the_same(helper.make_node("EyeLike", ["a"], ["o"]), 18, 22)
+    assert not means_the_same(helper.make_node("EyeLike", *names), 18, 22)
 
 
 def insert_constants(function: onnx.FunctionProto, constants: dict[str, np.ndarray]) -> None:
