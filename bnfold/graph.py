@@ -251,7 +251,7 @@ class AffineNode(Node):
     def may_end_activation(self) -> bool:
         """Whether it is one factor behind a product, as the half of a Gelu is; what follows is no part of it."""
         product = self.inputs[0].producer
-        while isinstance(product, OpNode) and product.op is Op.IDENTITY:
+        while product is not None and is_identity(product):
             product = product.inputs[0].producer
         alone = self.affine is not None and self.affine.varying_axes == 0 and not self.affine.shift.any()
         return alone and isinstance(product, OpNode) and product.op is Op.MUL
@@ -270,6 +270,11 @@ class OpNode(Node):
     op: Op = Op.OPAQUE
     parameters: Parameters | None = None
     stop: Stop | None = None
+
+
+def is_identity(node: Node) -> bool:
+    """Whether a node passes its input on as it is."""
+    return isinstance(node, OpNode) and node.op is Op.IDENTITY
 
 
 @dataclass(frozen=True, slots=True, eq=False)

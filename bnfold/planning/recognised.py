@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from bnfold.algebra.affine import Affine
-from bnfold.graph import AffineNode, Kind, MapNode, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Kind, MapNode, Node, Op, OpNode, Value, is_identity
 from bnfold.planning.tensors import Tensors
 from bnfold.reasons import Stop, StopCode
 
@@ -74,7 +74,7 @@ def _readers(tensors: Tensors, value: Value) -> Iterator[Node]:
     waiting = [*tensors.uses(tensors.root(value))]
     while waiting:
         reader = waiting.pop()
-        if isinstance(reader, OpNode) and reader.op is Op.IDENTITY:
+        if is_identity(reader):
             waiting += tensors.uses(tensors.root(reader.outputs[0]))
         else:
             yield reader

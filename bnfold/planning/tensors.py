@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from bnfold.algebra.linear_map import LinearMap
-from bnfold.graph import MapNode, Node, Op, OpNode, Reading, Value
+from bnfold.graph import MapNode, Node, Reading, Value, is_identity
 
 
 class Tensors:
@@ -32,7 +32,7 @@ class Tensors:
     def origin(self, value: Value) -> Value:
         """The first tensor that holds the elements of a value, before all nodes that pass them on as they are."""
         root = self.root(value)
-        while isinstance(root.producer, OpNode) and root.producer.op is Op.IDENTITY:
+        while root.producer is not None and is_identity(root.producer):
             root = self.root(root.producer.inputs[0])
         return root
 

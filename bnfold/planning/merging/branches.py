@@ -7,7 +7,7 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain
 from bnfold.algebra.kernels import Kernel, of_affine, of_map, of_pool
 from bnfold.algebra.linear_map import Folding
-from bnfold.graph import AffineNode, Along, MapNode, Node, Op, OpNode, Value
+from bnfold.graph import AffineNode, Along, MapNode, Node, Op, OpNode, Value, is_identity
 from bnfold.planning.merging.sums import Leaf
 from bnfold.planning.route import seen_by_others
 from bnfold.planning.tensors import Tensors
@@ -129,11 +129,6 @@ class Branches:
             path = (reader, *path)
             root = self._tensors.root(reader.inputs[0])
         return path
-
-
-def is_identity(node: Node) -> bool:
-    """Whether a node passes its input on as it is."""
-    return isinstance(node, OpNode) and node.op is Op.IDENTITY
 
 
 def pool_of(node: Node) -> Along | None:

@@ -24,9 +24,9 @@ from bnfold.algebra.affine import Affine
 from bnfold.algebra.joining import chain, chain_is_less_work, total
 from bnfold.algebra.kernels import Kernel, as_affine, as_map, of_affine
 from bnfold.algebra.linear_map import Folding
-from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, RoundTrip, Value
+from bnfold.graph import AffineNode, Graph, Kind, MapNode, Node, OpNode, RoundTrip, Value, is_identity
 from bnfold.planning.destinations import grows
-from bnfold.planning.merging.branches import Branches, Term, is_identity, pool_of
+from bnfold.planning.merging.branches import Branches, Term, pool_of
 from bnfold.planning.merging.sums import Leaf, Rewired, Sum, is_sum
 from bnfold.planning.plan import Junction, Merge, MergeKind
 from bnfold.planning.route import listed, seen_by_others
