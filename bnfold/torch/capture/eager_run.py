@@ -35,8 +35,8 @@ def undisturbed(shared: Iterable[Tensor]) -> Iterator[None]:
         yield
 
 
-def run_first(module: nn.Module, arguments: Arguments) -> None:
-    """Runs a copy of a module before torch.export follows it; whether that fails is for torch.export to find out.
+def run_first(module: nn.Module, arguments: Arguments, mode: AbstractContextManager[object] | None = None) -> bool:
+    """Runs a copy of a module before torch.export follows it; whether it runs to its end.
 
     What code keeps outside of modules, such as a grid that functools.lru_cache remembers for a size, cannot be put
     back: this way it has values.
@@ -44,10 +44,13 @@ def run_first(module: nn.Module, arguments: Arguments) -> None:
     Args:
         module: The module.
         arguments: What it is called with.
+        mode: Entered while it runs.
     """
     copied = shadow(module)
     with undisturbed(copied.parameters()), suppress(Exception):  # whatever the code of the module raises
-        called(copied, arguments)
+        called(copied, arguments, mode)
+        return True
+    return False
 
 
 def called(module: nn.Module, arguments: Arguments, mode: AbstractContextManager[object] | None = None) -> object:

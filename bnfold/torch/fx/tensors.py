@@ -24,7 +24,7 @@ _DTYPES: dict[torch.dtype, DType] = {
     torch.complex64: np.dtype(np.complex64),
     torch.complex128: np.dtype(np.complex128),
 }
-_TORCH_DTYPES = {dtype: theirs for theirs, dtype in _DTYPES.items()}
+_TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in _DTYPES.items()}
 _CARRIERS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
 """Types that torch does not hand over to numpy, and what their bits travel as."""
 

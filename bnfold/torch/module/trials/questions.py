@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnfold.torch.capture.copying import shadow
-from bnfold.torch.capture.eager_run import called, undisturbed
+from bnfold.torch.capture.eager_run import run_first
 from bnfold.torch.capture.export import Arguments
 
 _MOST_QUESTIONS = 64
@@ -33,23 +32,11 @@ def branches_on_sizes(module: nn.Module, example: Arguments) -> bool:
         example: What it is called with.
     """
     asked = _Answers(None)
-    if not _runs(module, example, asked):
+    if not run_first(module, example, asked):
         return asked.count > 0
     if asked.count > _MOST_QUESTIONS or asked.by_length:
         return True
-    return any(_runs(module, example, _Answers(number)) for number in range(asked.count))
-
-
-def _runs(module: nn.Module, example: Arguments, answers: "_Answers") -> bool:
-    """Whether a module runs to its end with some answers."""
-    copied = shadow(module)
-    with undisturbed(copied.parameters()):
-        try:
-            with answers:
-                called(copied, example)
-        except Exception:  # noqa: BLE001 - whatever the code of the module raises
-            return False
-    return True
+    return any(run_first(module, example, _Answers(number)) for number in range(asked.count))
 
 
 def is_of_torch(file: str) -> bool:

@@ -5,7 +5,6 @@ They are made only where the code of a module asks for that of something that is
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import cast
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnfold.torch.capture.copying import shadow
-from bnfold.torch.capture.eager_run import called, undisturbed
+from bnfold.torch.capture.eager_run import run_first
 from bnfold.torch.capture.export import Arguments
 from bnfold.torch.capture.returned_values import with_tensors
 from bnfold.torch.module.trials.questions import is_of_torch
@@ -36,9 +34,8 @@ def others(module: nn.Module, example: Arguments) -> Iterator[tuple[str, Argumen
         module: The module; a copy of it is run.
         example: What it is called with.
     """
-    copied, asked = shadow(module), _Asked()
-    with undisturbed(copied.parameters()), suppress(Exception):  # what it asked before it failed was asked
-        called(copied, example, asked)
+    asked = _Asked()
+    run_first(module, example, asked)  # what it asked before it failed was asked
     if asked.what & _ELEMENT_TYPES:
         for kind in (torch.float16, torch.bfloat16, torch.float64, torch.uint8):
             yield _as(example, f"of {kind}", partial(_floating, kind))
