@@ -15,7 +15,7 @@ from bnfold.latency.pair import Pair
 from bnfold.latency.result import Comparison, Timing
 from bnfold.latency.timing import interleave
 from bnfold.model_kind import is_torch
-from bnfold.text.progress import begin
+from bnfold.text.progress import begin, heard_by
 from bnfold.verification.inputs.feeds import FeedRequest
 from bnfold.verification.inputs.sampling import Range
 from bnfold.verification.runtime.devices import DeviceRequest, parse_device
@@ -98,10 +98,8 @@ def benchmark(
     with pair.running():
         for size in tuple(batch) or (None,):
             what = "both models" if size is None else f"both models with batch {size}"
-            words = f"measuring {what} for {2 * seconds:g} s"
-            begin(words)
-            if progress is not None:
-                progress(words)
+            with heard_by(progress):
+                begin(f"measuring {what} for {2 * seconds:g} s")
             comparisons.append(_compare(pair, size, seconds))
     return Timing(*labels, pair.setting, seed, seconds, tuple(comparisons))
 
