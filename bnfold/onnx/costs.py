@@ -17,7 +17,7 @@ import onnx
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
-from bnfold.onnx.lift.types import ValueTypes, value_types
+from bnfold.onnx.lift.types import ValueTypes, dtype_in, shape_in, value_types
 from bnfold.onnx.proto.names import DEFAULT_DOMAINS, int_attribute, is_standard, subgraphs
 
 _UNCOUNTED = frozenset(
@@ -99,14 +99,14 @@ def _elements(name: str, types: ValueTypes) -> int:
 
 
 def _nbytes(name: str, types: ValueTypes) -> int:
-    dtype = types.get(name, (None, ""))[1]
+    dtype = dtype_in(types, name)
     if not dtype:
         raise _UnknownSizeError
     return _elements(name, types) * np.dtype(dtype).itemsize
 
 
 def _sizes(name: str, types: ValueTypes) -> list[int]:
-    shape = types.get(name, (None, ""))[0]
+    shape = shape_in(types, name)
     sizes = [size for size in shape or () if isinstance(size, int)]
     if shape is None or len(sizes) < len(shape):
         raise _UnknownSizeError

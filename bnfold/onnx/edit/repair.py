@@ -4,7 +4,7 @@ import onnx
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
-from bnfold.onnx.lift.types import Shape, declare, shape_of, value_types
+from bnfold.onnx.lift.types import Shape, declare, shape_in, shape_of, value_types
 from bnfold.onnx.proto.names import nested
 from bnfold.onnx.proto.normalise import normalise
 
@@ -31,7 +31,7 @@ def repair(model: OnnxModel) -> bool:
                     value.type.tensor_type.ClearField("shape")
         for value in (*graph.output, *graph.value_info):
             if value.type.HasField("tensor_type"):
-                _declare_truth(value, types.get(value.name, (None, ""))[0])
+                _declare_truth(value, shape_in(types, value.name))
     return bool(model.proto.SerializeToString() != before)
 
 

@@ -18,7 +18,7 @@ from bnfold.algebra.rounding import Array, DType
 from bnfold.algebra.tensor import ArrayTensor, RowwiseTensor, rows_of
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.budget import Budget
-from bnfold.onnx.lift.types import ValueTypes, numpy_dtype
+from bnfold.onnx.lift.types import ValueTypes, numpy_dtype, shape_in
 from bnfold.onnx.proto.evaluation import evaluate, normalises
 from bnfold.onnx.proto.names import (
     DEFAULT_DOMAINS,
@@ -281,7 +281,7 @@ class Constants:
     def _known_shape(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """What a Shape node gives, if all sizes that it asks for are static."""
         tensor = self._initializers.get(node.input[0])
-        shape = self._types.get(node.input[0], (None, ""))[0] if tensor is None else tuple(tensor.dims)
+        shape = shape_in(self._types, node.input[0]) if tensor is None else tuple(tensor.dims)
         if shape is None:
             return None
         end = find_attribute(node, "end")

@@ -32,7 +32,7 @@ from bnfold.onnx.lift.precision.round_trips import round_trips
 from bnfold.onnx.lift.runtime_maps import fused_convolution, is_runtime_map, runtime_map_stop
 from bnfold.onnx.lift.scopes import Handle, Scope
 from bnfold.onnx.lift.shapes.inference import functions_with_shapes, with_inferred_shapes
-from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.lift.types import Shape, ValueTypes, shape_in, value_types
 from bnfold.onnx.lift.values import Values, reads_type_only
 from bnfold.onnx.proto.names import (
     GraphLike,
@@ -293,7 +293,7 @@ class _Lifter:
             data = tuple(map(self._values.of, several.reads))
             row, beside = several.row, tuple(value for value in inputs if value not in data)
         else:
-            shapes = tuple(self._types.get(output, (None, ""))[0] for output in node.output if output)
+            shapes = tuple(shape_in(self._types, output) for output in node.output if output)
             view = NodeView(node, constants, inputs[0].shape if inputs else None, shapes, extra_is_read=extra_is_read)
             move = lift_move(view, all_inputs_flow=len(inputs) == len(node.input))
             if move is None:

@@ -18,7 +18,7 @@ from bnfold.graph import AffineNode, Value
 from bnfold.onnx.lift.constants import Constant, Constants
 from bnfold.onnx.lift.precision.block_products import BIAS, is_block_product, lift_block_product
 from bnfold.onnx.lift.precision.quantised import find_quantised
-from bnfold.onnx.lift.types import ValueTypes
+from bnfold.onnx.lift.types import ValueTypes, dtype_in, shape_in
 from bnfold.onnx.proto.evaluation import EPSILON
 from bnfold.onnx.proto.names import (
     find_attribute,
@@ -363,7 +363,7 @@ def _channels(node: onnx.NodeProto, constants: Constants, types: ValueTypes) -> 
 
 
 def _rank(name: str, types: ValueTypes) -> int | None:
-    shape = types.get(name, (None, ""))[0]
+    shape = shape_in(types, name)
     return None if shape is None else len(shape)
 
 
@@ -381,7 +381,7 @@ def is_identity(node: onnx.NodeProto, constants: Constants, types: ValueTypes, *
     if is_standard(node, "Identity") or (is_standard(node, "Max", "Min", "Sum", "Mean") and len(node.input) == 1):
         return True
     if is_standard(node, "Cast", "CastLike"):
-        source, target = (types.get(name, (None, ""))[1] for name in (node.input[0], node.output[0]))
+        source, target = (dtype_in(types, name) for name in (node.input[0], node.output[0]))
         return source == target != ""
     if not is_standard(node, "Dropout") or mask_is_read:
         return False

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from bnfold.graph import Chosen, Op, Scattered
 from bnfold.onnx.lift.constants import Constants
 from bnfold.onnx.lift.moves.node_view import Lifted
-from bnfold.onnx.lift.types import ValueTypes
+from bnfold.onnx.lift.types import ValueTypes, shape_in
 from bnfold.onnx.proto.names import find_attribute, int_attribute, is_standard, string_attribute
 
 
@@ -56,7 +56,7 @@ def _scatter(node: onnx.NodeProto, constants: Constants, types: ValueTypes) -> S
     if string_attribute(node, "reduction", "none") != "add":
         return None
     base, indices, updates = node.input
-    data, places = types.get(node.output[0], types.get(base, (None, "")))[0], types.get(indices, (None, ""))[0]
+    data, places = types.get(node.output[0], types.get(base, (None, "")))[0], shape_in(types, indices)
     if not data or not places or constants.is_constant(updates):
         return None
     if node.op_type == "ScatterElements":

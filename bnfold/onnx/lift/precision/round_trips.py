@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from bnfold.algebra.rounding import STORAGE_DTYPES, has_every_number_of
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.types import ValueTypes
+from bnfold.onnx.lift.types import ValueTypes, dtype_in
 from bnfold.onnx.proto.names import GraphLike, is_standard
 
 _STAGES = {
@@ -47,7 +47,7 @@ def round_trips(
     found: dict[int, tuple[str, ...]] = {}
     for index, node in enumerate(graph.node):
         if is_standard(node, "Cast"):
-            narrow, wide = (types.get(name, (None, ""))[1] for name in (node.input[0], node.output[0]))
+            narrow, wide = (dtype_in(types, name) for name in (node.input[0], node.output[0]))
             if _is_wider(wide, narrow):
                 found.update(_there_and_back(graph, types, constants, readers, seen, index, narrow))
     return found
@@ -80,7 +80,7 @@ def _there_and_back(
             node = None if position is None else graph.node[position]
             if node is None or position is None:
                 return {}
-            if is_standard(node, "Cast") and types.get(node.output[0], (None, ""))[1] == narrow:
+            if is_standard(node, "Cast") and dtype_in(types, node.output[0]) == narrow:
                 back.add(position)
             elif (
                 (stage, node.op_type) in _STAGES

@@ -25,7 +25,7 @@ from bnfold.onnx.lift.shapes.proofs import contradicts_readers, contradicts_turn
 from bnfold.onnx.lift.shapes.reshapes import note_reshapes
 from bnfold.onnx.lift.shapes.varying import values_of_varying_rank
 from bnfold.onnx.lift.shapes.windows import mend_sizes
-from bnfold.onnx.lift.types import ValueTypes, declare, shape_of, value_types
+from bnfold.onnx.lift.types import ValueTypes, declare, shape_in, shape_of, value_types
 from bnfold.onnx.proto.inlining import inlined
 from bnfold.onnx.proto.names import is_standard, nested, opset_version
 from bnfold.onnx.proto.normalise import normalise
@@ -240,7 +240,7 @@ def _put_declared(
         outputs = {value.name for value in graph.output} if graph is main and ranks_only else set()
         values = {value.name: value for value in _declaring(graph, main=graph is main)}
         for name, type_ in found.items():
-            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            shape, old = shape_of(type_.tensor_type), shape_in(known, name)
             if shape is None:
                 continue
             if name in outputs:
@@ -257,7 +257,7 @@ def _adds(declared: _Declared, inferred: Iterable[ValueTypes]) -> bool:
     """Whether anything declared says more than what was inferred."""
     for found, known in zip(declared, inferred, strict=True):
         for name, type_ in found.items():
-            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            shape, old = shape_of(type_.tensor_type), shape_in(known, name)
             if shape is not None and (old is None or any(map(_says_more, shape, old))):
                 return True
     return False
@@ -271,7 +271,7 @@ def _contradicts(declared: _Declared, inferred: Iterable[ValueTypes], open_sizes
     """Whether anything declared is another rank or size than what was inferred, or one size where any is allowed."""
     for found, known in zip(declared, inferred, strict=True):
         for name, type_ in found.items():
-            shape, old = shape_of(type_.tensor_type), known.get(name, (None, ""))[0]
+            shape, old = shape_of(type_.tensor_type), shape_in(known, name)
             if shape is None or old is None:
                 continue
             if len(shape) != len(old):
@@ -288,7 +288,7 @@ def _spell_out(skeleton: onnx.ModelProto, constants: Constants, types: ValueType
     for node in skeleton.graph.node:
         if not is_standard(node, *_SHAPE_INPUTS):
             continue
-        shape = types.get(node.output[0], (None, ""))[0]
+        shape = shape_in(types, node.output[0])
         if shape is not None and all(isinstance(size, int) for size in shape):
             continue
         for position in _SHAPE_INPUTS[node.op_type]:

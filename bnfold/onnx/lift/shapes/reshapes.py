@@ -10,7 +10,7 @@ from math import prod
 import onnx
 
 from bnfold.onnx.lift.constants import Constants
-from bnfold.onnx.lift.types import Shape, ValueTypes, declare, element_type
+from bnfold.onnx.lift.types import Shape, ValueTypes, declare, dtype_in, element_type, shape_in
 from bnfold.onnx.proto.names import find_attribute, int_attribute, is_standard
 
 _PASSES_ON = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten")
@@ -42,11 +42,11 @@ def note_reshapes(graph: onnx.GraphProto, constants: Constants, types: ValueType
         if old is not None and all(isinstance(size, int) for size in old):
             continue
         asked = _Follower(makers, constants, types).sizes(node.input[1])
-        source = types.get(node.input[0], (None, ""))[0]
+        source = shape_in(types, node.input[0])
         found = (
             None if asked is None else _reshaped(asked, source, keeps_zero=bool(int_attribute(node, "allowzero", 0)))
         )
-        dtype = dtype or types.get(node.input[0], (None, ""))[1]
+        dtype = dtype or dtype_in(types, node.input[0])
         if found is None or not dtype or (old is not None and len(old) != len(found)):
             continue
         found = tuple(size if isinstance(size, int) or size in symbols else None for size in found)
@@ -96,7 +96,7 @@ class _Follower:
         if node is None or steps == 0:
             return None
         if is_standard(node, "Shape"):
-            shape = self._types.get(node.input[0], (None, ""))[0]
+            shape = shape_in(self._types, node.input[0])
             end = find_attribute(node, "end")
             return None if shape is None else shape[int_attribute(node, "start", 0) : None if end is None else end.i]
         if is_standard(node, *_PASSES_ON):
@@ -124,7 +124,7 @@ class _Follower:
         return source[bounds[0] : bounds[1] : step] if step > 0 else None
 
     def _length_only(self, name: str) -> Shape | None:
-        shape = self._types.get(name, (None, ""))[0]
+        shape = shape_in(self._types, name)
         if shape is None or len(shape) > 1 or not all(isinstance(size, int) and size <= _MOST_SIZES for size in shape):
             return None
         return (None,) * prod(size for size in shape if isinstance(size, int))

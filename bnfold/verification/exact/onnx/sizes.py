@@ -11,7 +11,7 @@ from bnfold.onnx.file.load import OnnxModel, skeleton_for_inference
 from bnfold.onnx.lift.shapes.as_run import read_as_run
 from bnfold.onnx.lift.shapes.inference import may_follow_elements, with_inferred_shapes
 from bnfold.onnx.lift.shapes.proofs import contradicts_readers
-from bnfold.onnx.lift.types import Shape, ValueTypes, value_types
+from bnfold.onnx.lift.types import ValueTypes, shape_in, value_types
 from bnfold.onnx.proto.names import defined_names, nested
 from bnfold.verification.inputs.sampling import DeclaredInput, declared_inputs
 
@@ -58,7 +58,7 @@ def is_open(original: OnnxModel) -> bool:
 
 def static_shape(types: ValueTypes, name: str) -> tuple[int, ...] | None:
     """The shape of a value if every size of it is known."""
-    shape: Shape | None = types.get(name, (None, ""))[0]
+    shape = shape_in(types, name)
     if shape is None:
         return None
     sizes = tuple(size for size in shape if isinstance(size, int))
@@ -76,7 +76,7 @@ def shape_for(types: ValueTypes, name: str, number: int) -> tuple[int, ...]:
     Raises:
         LookupError: Its rank is not known.
     """
-    shape: Shape | None = types.get(name, (None, ""))[0]
+    shape = shape_in(types, name)
     if shape is None:
         raise LookupError(name)
     made_up = (1, 16) if number % 2 == 0 else (2, 8)

@@ -19,7 +19,7 @@ from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
-from bnfold.onnx.lift.types import value_types
+from bnfold.onnx.lift.types import dtype_in, value_types
 from bnfold.onnx.proto.names import opset_version
 from bnfold.verification.judging.metrics import ROUNDOFF
 from bnfold.verification.onnx.sites.averages import carried, may_be_carried
@@ -41,7 +41,7 @@ def open_long_sums(model: OnnxModel) -> tuple[str, ...]:
     moving: list[onnx.NodeProto] = []
     for node in nodes:
         result = node.output[0] if node.output else ""
-        if not _moves(node) or types.get(result, (None, ""))[1] != "float32":
+        if not _moves(node) or dtype_in(types, result) != "float32":
             moving.append(node)
             continue
         node.output[0] = emitter.fresh(result)

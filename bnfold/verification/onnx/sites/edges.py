@@ -6,7 +6,7 @@ from onnx import helper
 
 from bnfold.onnx.file.load import OnnxModel
 from bnfold.onnx.lift.shapes.inference import with_inferred_shapes
-from bnfold.onnx.lift.types import Shape, element_type, value_types
+from bnfold.onnx.lift.types import Shape, dtype_in, element_type, shape_in, value_types
 from bnfold.onnx.proto.names import is_standard
 from bnfold.verification.judging.metrics import ROUNDOFF
 from bnfold.verification.onnx.sites.bounds import Operand, edge_magnitude
@@ -35,11 +35,11 @@ class Edges:
 
     def shape(self, name: str) -> Shape | None:
         """The shape of a value of the original; None if its rank is unknown."""
-        return self.types.get(name, (None, ""))[0]
+        return shape_in(self.types, name)
 
     def data_type(self, name: str) -> int:
         """The element type of a value of the original, 0 if it is unknown."""
-        dtype = self.types.get(name, (None, ""))[1]
+        dtype = dtype_in(self.types, name)
         return element_type(dtype) if dtype else 0
 
     def operand(self, name: str) -> Operand:
